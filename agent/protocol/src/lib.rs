@@ -1,0 +1,36 @@
+//! What the runtime and the agent say to each other: the ttrpc service of `proto/agent.proto`, and the vsock
+//! ports and the opening line of the stdio streams beside it.
+
+pub mod ports;
+pub mod stdio;
+
+/// The messages of `proto/agent.proto`.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unsafe_code,
+    clippy::all,
+    clippy::pedantic,
+    clippy::restriction,
+    unused,
+    non_snake_case
+)]
+pub mod agent {
+    include!(concat!(env!("OUT_DIR"), "/agent.rs"));
+}
+
+/// The ttrpc service of `proto/agent.proto`: a synchronous client and an asynchronous server.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unsafe_code,
+    clippy::all,
+    clippy::pedantic,
+    clippy::restriction,
+    unused,
+    non_snake_case
+)]
+pub mod agent_ttrpc {
+    use super::agent;
+    include!(concat!(env!("OUT_DIR"), "/agent_ttrpc.rs"));
+}

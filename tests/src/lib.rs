@@ -1,0 +1,1 @@
+//! Shared pieces of the cases: bundles, network namespaces, and the leak check.

@@ -1,0 +1,96 @@
+//! The control calls: one [`Request`] and one [`Response`] at a time on a connection, each a packet of JSON of at
+//! most [`MAX_PACKET`] bytes, with descriptors beside it where a request says so.
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{FsConfig, NetConfig};
+
+/// The largest packet, in bytes.
+pub const MAX_PACKET: usize = 64 * 1024;
+/// The most descriptors that come with one packet.
+pub const MAX_FDS: usize = 32;
+
+/// What a VMM can be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// Adds a virtio-net device. Descriptors: its tap, one for each queue pair.
+    AttachNet(NetConfig),
+    /// Adds a virtio-fs device.
+    AttachFs(FsConfig),
+    /// Takes a device away; the guest's driver must have let go of it.
+    Detach {
+        /// The device's id.
+        id: String,
+    },
+    /// Asks how the machine is.
+    Status,
+    /// Asks for the last bytes of the console, at most as many, as lossy UTF-8.
+    ConsoleTail {
+        /// At most 32 KiB are given.
+        max_bytes: u32,
+    },
+    /// Ends the machine and the VMM.
+    Stop,
+}
+
+/// What a VMM answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Response {
+    /// The device is on the bus.
+    Attached {
+        /// Where the guest finds it: `0000:00:04.0`.
+        pci_address: String,
+    },
+    /// Done, and there is nothing to say.
+    Done,
+    /// The answer to [`Request::Status`].
+    Status(VmStatus),
+    /// The answer to [`Request::ConsoleTail`].
+    ConsoleTail {
+        /// The console's last bytes.
+        text: String,
+    },
+    /// The request was refused or failed; the machine goes on as it was.
+    Failed(Failure),
+}
+
+/// Why a request was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+#[serde(deny_unknown_fields)]
+pub struct Failure {
+    /// For callers to match.
+    pub kind: FailureKind,
+    /// For people.
+    pub message: String,
+}
+
+/// The kinds of [`Failure`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureKind {
+    /// The request is malformed, or a value in it is out of range.
+    Invalid,
+    /// There is a device with that id already.
+    Exists,
+    /// There is no device with that id.
+    NotFound,
+    /// No PCI slot, interrupt or address range is left.
+    Exhausted,
+    /// The host refused something that the device needs.
+    Host,
+}
+
+/// How a machine is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmStatus {
+    /// The VMM's pid as it sees it itself.
+    pub pid: u32,
+    /// vCPU exits to user space since the start, over all vCPUs.
+    pub exits: u64,
+    /// The ids of the attached devices, in order of their PCI address.
+    pub devices: Vec<String>,
+}

@@ -1,0 +1,3 @@
+//! The devices that a guest sees. They know guest memory, and neither KVM nor the machine that assembles them.
+
+pub mod virtio;

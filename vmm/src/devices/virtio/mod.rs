@@ -1,0 +1,5 @@
+//! virtio devices (Virtual I/O Device specification 1.2), each a folder with the same files: `device.rs` is what the
+//! driver negotiates, `worker.rs` the queue logic, `backend.rs` the host's side. `pci/` is the transport.
+
+pub mod device;
+pub mod worker_thread;

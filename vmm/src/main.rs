@@ -1,0 +1,2 @@
+//! The hull-vmm command.
+fn main() {}
