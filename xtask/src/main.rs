@@ -1,5 +1,8 @@
 //! Developer tasks of hull: `cargo xtask <task>`, one file each.
 
+mod cache;
+mod command;
+mod debian;
 mod task_image;
 mod task_testbed;
 
