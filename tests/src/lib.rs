@@ -1,1 +1,17 @@
-//! Shared pieces of the cases: bundles, network namespaces, and the leak check.
+//! What the cases share: bundles, network namespaces, the `hull` command with a state directory of its own, and the
+//! check that nothing is left behind.
+//!
+//! The cases run as root on a machine whose KVM runs Linux, with `hull` in its PATH: the test bed, or the host. They
+//! use what is there (iproute2, busybox) and no doubles.
+
+pub mod bundle;
+pub mod command;
+pub mod hull;
+pub mod leaks;
+pub mod netns;
+
+pub use bundle::Bundle;
+pub use command::{Finished, run, run_ok};
+pub use hull::Hull;
+pub use leaks::LeakCheck;
+pub use netns::Netns;

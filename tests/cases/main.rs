@@ -1,0 +1,13 @@
+//! The cases, one module for each topic. They need root, a KVM that runs Linux, and `hull` in the PATH; the test bed
+//! (`cargo xtask testbed test`) is a machine that has these.
+
+mod bad_input;
+mod exec;
+mod hooks;
+mod lifecycle;
+mod network;
+mod process;
+mod rootfs;
+mod sandbox;
+mod stdio;
+mod terminal;

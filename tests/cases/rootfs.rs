@@ -1,0 +1,142 @@
+//! The root file system, volumes and the file systems that are made in the guest.
+
+use std::fs;
+
+use hull_tests::{Bundle, Hull, LeakCheck};
+use serde_json::json;
+
+#[test]
+fn what_the_container_writes_is_on_the_host_with_its_owner() {
+    use std::os::unix::fs::MetadataExt;
+    let hull = Hull::new();
+    let bundle = Bundle::shell(
+        "echo content > /var/file; chown 1000:1001 /var/file; chmod 640 /var/file; ln -s file /var/link; mkdir /var/directory",
+    );
+    let _ = hull.run(&bundle, "writes").expect(0);
+    let file = bundle.rootfs().join("var/file");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "content\n");
+    let metadata = fs::metadata(&file).unwrap();
+    assert_eq!(
+        (metadata.uid(), metadata.gid(), metadata.mode() & 0o7777),
+        (1000, 1001, 0o640)
+    );
+    assert_eq!(
+        fs::read_link(bundle.rootfs().join("var/link"))
+            .unwrap()
+            .to_str(),
+        Some("file")
+    );
+    assert!(bundle.rootfs().join("var/directory").is_dir());
+}
+
+#[test]
+fn a_read_only_root_refuses_writes() {
+    let hull = Hull::new();
+    let bundle = Bundle::shell("echo x > /var/file || echo refused")
+        .with(|config| config["root"]["readonly"] = json!(true));
+    assert_eq!(hull.run(&bundle, "readonly").expect(0).text(), "refused\n");
+    assert!(!bundle.rootfs().join("var/file").exists());
+}
+
+#[test]
+fn volumes_of_directories_and_files_read_only_and_not() {
+    let leaks = LeakCheck::new();
+    let hull = Hull::new();
+    let volume = tempfile::tempdir().unwrap();
+    fs::write(volume.path().join("given"), "by the host\n").unwrap();
+    let bundle = Bundle::shell(
+        "cat /data/given /etc/one; echo by the guest > /data/made; echo x > /fixed/made || echo refused; echo x > /etc/one || echo refused",
+    )
+    .with(|config| {
+        let source = volume.path().to_str().unwrap();
+        let mounts = config["mounts"].as_array_mut().unwrap();
+        mounts.push(json!({ "destination": "/data", "type": "bind", "source": source, "options": ["rbind", "rw"] }));
+        mounts.push(json!({ "destination": "/fixed", "type": "bind", "source": source, "options": ["rbind", "ro"] }));
+        mounts.push(json!({ "destination": "/etc/one", "type": "bind", "source": format!("{source}/given"), "options": ["bind", "ro"] }));
+    });
+    let finished = hull.run(&bundle, "volumes").expect(0);
+    assert_eq!(
+        finished.text(),
+        "by the host\nby the host\nrefused\nrefused\n"
+    );
+    assert_eq!(
+        fs::read_to_string(volume.path().join("made")).unwrap(),
+        "by the guest\n"
+    );
+    leaks.nothing_left(&hull.root());
+}
+
+#[test]
+fn a_volume_that_is_not_there_is_refused() {
+    let leaks = LeakCheck::new();
+    let hull = Hull::new();
+    let bundle = Bundle::new(&["true"]).with(|config| {
+        config["mounts"].as_array_mut().unwrap().push(
+            json!({ "destination": "/data", "type": "bind", "source": "/no/such/volume", "options": ["rbind"] }),
+        );
+    });
+    hull.run(&bundle, "novolume")
+        .expect_error(&["/no/such/volume"]);
+    leaks.nothing_left(&hull.root());
+}
+
+#[test]
+fn shared_memory_tmpfs_and_the_usual_file_systems_are_made_in_the_guest() {
+    let hull = Hull::new();
+    let bundle = Bundle::shell("df -k /dev/shm | tail -1; df -k /scratch | tail -1; grep -E ' /(proc|sys|dev/mqueue|dev/pts) ' /proc/mounts | wc -l; ls /dev")
+        .with(|config| {
+            for mount in config["mounts"].as_array_mut().unwrap() {
+                if mount["destination"] == "/dev/shm" {
+                    mount["options"] = json!(["nosuid", "noexec", "nodev", "mode=1777", "size=12m"]);
+                }
+            }
+            config["mounts"].as_array_mut().unwrap().push(
+                json!({ "destination": "/scratch", "type": "tmpfs", "source": "tmpfs", "options": ["size=3m"] }),
+            );
+        });
+    let text = hull.run(&bundle, "tmpfs").expect(0).text();
+    assert!(text.contains("12288"), "{text}");
+    assert!(text.contains("3072"), "{text}");
+    assert!(text.contains("\n4\n"), "{text}");
+    for device in [
+        "null", "zero", "full", "random", "urandom", "tty", "ptmx", "stdin", "fd",
+    ] {
+        assert!(
+            text.lines().any(|line| line == device),
+            "/dev/{device} is not in {text}"
+        );
+    }
+}
+
+#[test]
+fn many_files_and_a_large_one() {
+    let hull = Hull::new();
+    let bundle = Bundle::shell(
+        "mkdir /var/many; i=0; while [ $i -lt 300 ]; do echo $i > /var/many/$i; i=$((i+1)); done; ls /var/many | wc -l; \
+         cat /var/many/* | wc -l; dd if=/dev/urandom of=/var/large bs=65536 count=64 2>/dev/null; \
+         cp /var/large /var/copy; cmp /var/large /var/copy && echo equal; mv /var/copy /var/moved; rm /var/large; ls /var",
+    );
+    let text = hull.run(&bundle, "files").expect(0).text();
+    assert_eq!(text, "300\n300\nequal\nmany\nmoved\n");
+    assert_eq!(
+        fs::metadata(bundle.rootfs().join("var/moved"))
+            .unwrap()
+            .len(),
+        4 * 1024 * 1024
+    );
+}
+
+#[test]
+fn a_path_that_climbs_out_of_the_bundle_stays_inside() {
+    let hull = Hull::new();
+    let bundle = Bundle::shell("cat /etc/climb 2>/dev/null || echo kept inside");
+    // A link of the image that points at a file of the host must be resolved in the container.
+    let secret = tempfile::NamedTempFile::new().unwrap();
+    fs::write(secret.path(), "of the host").unwrap();
+    std::os::unix::fs::symlink(
+        format!("../../../../../../..{}", secret.path().display()),
+        bundle.rootfs().join("etc/climb"),
+    )
+    .unwrap();
+    assert_eq!(hull.run(&bundle, "climb").expect(0).text(), "kept inside\n");
+}

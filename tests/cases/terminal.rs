@@ -1,0 +1,157 @@
+//! Terminals: by `run` on a terminal, and by `create` with a console socket.
+
+use std::io::{IoSliceMut, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixListener;
+use std::process::Stdio;
+
+use hull_tests::{Bundle, Hull};
+use nix::pty::{Winsize, openpty};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use serde_json::json;
+
+fn terminal_bundle(script: &str) -> Bundle {
+    Bundle::shell(script).with(|config| config["process"]["terminal"] = json!(true))
+}
+
+/// Reads until `wanted` has come, and gives all that came.
+fn read_until(master: &mut std::fs::File, wanted: &str) -> String {
+    let mut text = String::new();
+    let mut bytes = [0; 1024];
+    while !text.contains(wanted) {
+        match master.read(&mut bytes) {
+            Ok(0) | Err(_) => break,
+            Ok(count) => text.push_str(&String::from_utf8_lossy(&bytes[..count])),
+        }
+    }
+    assert!(text.contains(wanted), "{wanted:?} did not come: {text:?}");
+    text
+}
+
+fn resize(master: &std::fs::File, rows: u16, columns: u16) {
+    let size = Winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    #[allow(unsafe_code)]
+    // SAFETY: the descriptor is a terminal's, and the ioctl reads a winsize that outlives the call.
+    let result = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
+    assert_eq!(result, 0);
+}
+
+#[test]
+fn run_on_a_terminal_gives_the_container_one_that_follows_its_size() {
+    let hull = Hull::new();
+    let bundle = terminal_bundle("tty; stty size; read word; echo got $word; stty size; exit 6");
+    let size = Winsize {
+        ws_row: 33,
+        ws_col: 101,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    let pty = openpty(Some(&size), None).unwrap();
+    let mut command = std::process::Command::new("setsid");
+    command
+        .args(["--ctty", "--wait", "hull", "--root"])
+        .arg(hull.root());
+    command.args(["run", "--bundle", bundle.arg(), "tty"]);
+    let slave = || Stdio::from(pty.slave.try_clone().unwrap());
+    let mut child = command
+        .stdin(slave())
+        .stdout(slave())
+        .stderr(slave())
+        .spawn()
+        .unwrap();
+    drop(command);
+    let mut master = std::fs::File::from(pty.master);
+    drop(pty.slave);
+    read_until(&mut master, "/dev/pts/0");
+    read_until(&mut master, "33 101");
+    resize(&master, 44, 120);
+    // The size travels beside the bytes: it must have arrived before the word does.
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    master.write_all(b"hello\n").unwrap();
+    let text = read_until(&mut master, "44 120");
+    assert!(text.contains("got hello"), "{text:?}");
+    assert_eq!(hull_tests::command::wait(&mut child), Some(6));
+}
+
+#[test]
+fn create_sends_the_master_over_the_console_socket() {
+    let hull = Hull::new();
+    let bundle = terminal_bundle("echo on a terminal; read word; echo got $word");
+    let socket = bundle.path().join("console.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let receiver = std::thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let mut name = [0; 4096];
+        let mut buffers = [IoSliceMut::new(&mut name)];
+        let mut space = nix::cmsg_space!([RawFd; 1]);
+        let message = recvmsg::<()>(
+            stream.as_raw_fd(),
+            &mut buffers,
+            Some(&mut space),
+            MsgFlags::empty(),
+        )
+        .unwrap();
+        for part in message.cmsgs().unwrap() {
+            if let ControlMessageOwned::ScmRights(fds) = part {
+                #[allow(unsafe_code)]
+                // SAFETY: the kernel has just made this descriptor for us.
+                return unsafe { OwnedFd::from_raw_fd(fds[0]) };
+            }
+        }
+        panic!("no descriptor came");
+    });
+    let status = hull
+        .command(&["create", "--bundle", bundle.arg(), "--console-socket"])
+        .arg(&socket)
+        .arg("console")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::inherit())
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let mut master = std::fs::File::from(receiver.join().unwrap());
+    let _ = hull.hull(&["start", "console"]).expect(0);
+    read_until(&mut master, "on a terminal");
+    master.write_all(b"words\n").unwrap();
+    read_until(&mut master, "got words");
+    hull.await_status("console", "stopped");
+    let _ = hull.hull(&["delete", "console"]).expect(0);
+}
+
+#[test]
+fn a_console_socket_without_a_terminal_and_the_other_way_round_are_refused() {
+    let hull = Hull::new();
+    let plain = Bundle::new(&["true"]);
+    hull.hull(&[
+        "create",
+        "--bundle",
+        plain.arg(),
+        "--console-socket",
+        "/tmp/none",
+        "plain",
+    ])
+    .expect_error(&["console", "terminal"]);
+    let terminal = terminal_bundle("true");
+    hull.hull(&["create", "--bundle", terminal.arg(), "nosocket"])
+        .expect_error(&["console"]);
+}
+
+#[test]
+fn exec_on_a_terminal() {
+    let hull = Hull::new();
+    let bundle = Bundle::new(&["sleep", "1000"]);
+    let _ = hull.create(&bundle, "exectty");
+    let _ = hull.hull(&["start", "exectty"]).expect(0);
+    let command = format!(
+        "hull --root {} exec --tty exectty sh -c 'tty; exit 3'",
+        hull.root().display()
+    );
+    let finished = hull_tests::run("script", &["-qec", &command, "/dev/null"]).expect(3);
+    assert!(finished.text().contains("/dev/pts/"), "{}", finished.text());
+}

@@ -1,0 +1,144 @@
+//! The `hull` command with a state directory of its own.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::Bundle;
+use crate::command::{Finished, finish};
+
+/// `hull --root <a directory of its own>`. When it goes, the containers that a failed case left go as well.
+#[derive(Debug)]
+pub struct Hull {
+    root: TempDir,
+    global: Vec<String>,
+}
+
+impl Default for Hull {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Hull {
+    /// A fresh state directory.
+    ///
+    /// # Panics
+    /// There is no room for it.
+    #[must_use]
+    pub fn new() -> Self {
+        let root = TempDir::with_prefix("hull-root-").expect("temporary directory");
+        Self {
+            root,
+            global: Vec::new(),
+        }
+    }
+
+    /// The same with further global options.
+    #[must_use]
+    pub fn with_options(options: &[&str]) -> Self {
+        let mut hull = Self::new();
+        hull.global = options.iter().map(|&option| option.to_owned()).collect();
+        hull
+    }
+
+    /// The state directory.
+    #[must_use]
+    pub fn root(&self) -> PathBuf {
+        self.root.path().to_owned()
+    }
+
+    /// The command, to be finished by the case.
+    #[must_use]
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("hull");
+        command
+            .arg("--root")
+            .arg(self.root.path())
+            .args(&self.global)
+            .args(arguments);
+        command
+    }
+
+    /// Runs one hull command without input.
+    #[track_caller]
+    #[must_use]
+    pub fn hull(&self, arguments: &[&str]) -> Finished {
+        self.hull_with_input(arguments, Vec::new())
+    }
+
+    /// Runs one hull command with input.
+    #[track_caller]
+    #[must_use]
+    pub fn hull_with_input(&self, arguments: &[&str], input: Vec<u8>) -> Finished {
+        finish(&mut self.command(arguments), input)
+    }
+
+    /// `hull run --bundle BUNDLE ID`, in the foreground.
+    #[track_caller]
+    #[must_use]
+    pub fn run(&self, bundle: &Bundle, id: &str) -> Finished {
+        self.hull(&["run", "--bundle", bundle.arg(), id])
+    }
+
+    /// `hull create`, whose container has no input and writes into a file of the bundle that is given back.
+    ///
+    /// # Panics
+    /// It fails.
+    #[track_caller]
+    #[must_use]
+    pub fn create(&self, bundle: &Bundle, id: &str) -> PathBuf {
+        let output = bundle.path().join(format!("{id}.out"));
+        let file = std::fs::File::create(&output).expect("output file");
+        let error = bundle.path().join(format!("{id}.err"));
+        let error_file = std::fs::File::create(&error).expect("error file");
+        let status = self
+            .command(&["create", "--bundle", bundle.arg(), id])
+            .stdin(Stdio::null())
+            .stdout(file)
+            .stderr(error_file)
+            .status()
+            .expect("hull in the PATH");
+        assert!(
+            status.success(),
+            "create: {}",
+            std::fs::read_to_string(error).unwrap_or_default()
+        );
+        output
+    }
+
+    /// `hull state ID`.
+    ///
+    /// # Panics
+    /// It fails or does not print JSON.
+    #[track_caller]
+    #[must_use]
+    pub fn state(&self, id: &str) -> Value {
+        serde_json::from_slice(&self.hull(&["state", id]).expect(0).stdout).expect("JSON")
+    }
+
+    /// Waits until the container's status is `status`.
+    ///
+    /// # Panics
+    /// It does not become so.
+    #[track_caller]
+    pub fn await_status(&self, id: &str, status: &str) {
+        let mut last = Value::Null;
+        let reached = crate::command::eventually(|| {
+            last = self.state(id);
+            last["status"] == status
+        });
+        assert!(reached, "the status should become {status}: {last}");
+    }
+}
+
+impl Drop for Hull {
+    fn drop(&mut self) {
+        let list = self.hull(&["list", "--quiet"]);
+        for id in list.text().lines() {
+            drop(self.hull(&["delete", "--force", id]));
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The check that a case leaves the machine as it found it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use crate::command::{eventually, run_ok};
+
+/// What could be left behind: processes of hull, links of this network namespace, mounts, Unix sockets, named network
+/// namespaces, cgroups.
+#[derive(Debug)]
+pub struct LeakCheck {
+    before: BTreeSet<String>,
+}
+
+impl Default for LeakCheck {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl LeakCheck {
+    /// Remembers what there is.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { before: present() }
+    }
+
+    /// Asserts that nothing is there that was not, and that `root` (hull's state directory) holds no container and no
+    /// sandbox. Processes that are just ending get the time to do so.
+    ///
+    /// # Panics
+    /// Something is left.
+    #[track_caller]
+    pub fn nothing_left(&self, root: &Path) {
+        let mut left: Vec<String> = Vec::new();
+        let clean = eventually(|| {
+            left = present()
+                .difference(&self.before)
+                .cloned()
+                .chain(state(root))
+                .collect();
+            left.is_empty()
+        });
+        assert!(clean, "left behind: {left:#?}");
+    }
+}
+
+fn present() -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir("/proc").expect("/proc").flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.bytes().all(|byte| byte.is_ascii_digit())
+            && let Ok(line) = fs::read(entry.path().join("cmdline"))
+        {
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            let program = line.split(' ').next().unwrap_or_default();
+            if program
+                .rsplit('/')
+                .next()
+                .is_some_and(|file| file.starts_with("hull"))
+            {
+                found.insert(format!("process {name}: {line}"));
+            }
+        }
+    }
+    for line in run_ok("ip", &["-o", "link"]).lines() {
+        let name = line.split(": ").nth(1).unwrap_or(line);
+        found.insert(format!("link {name}"));
+    }
+    for line in fs::read_to_string("/proc/self/mountinfo")
+        .expect("mountinfo")
+        .lines()
+    {
+        let fields: Vec<&str> = line.split(' ').collect();
+        found.insert(format!("mount {}", fields.get(4).unwrap_or(&line)));
+    }
+    for line in fs::read_to_string("/proc/net/unix").expect("unix").lines() {
+        if let Some(path) = line.split_whitespace().nth(7)
+            && path.contains("hull")
+        {
+            found.insert(format!("socket {path}"));
+        }
+    }
+    found
+}
+
+fn state(root: &Path) -> Vec<String> {
+    ["containers", "sandboxes"]
+        .iter()
+        .flat_map(|kind| {
+            fs::read_dir(root.join(kind))
+                .into_iter()
+                .flatten()
+                .flatten()
+        })
+        .map(|entry| format!("state {}", entry.path().display()))
+        .collect()
+}
