@@ -2,4 +2,5 @@
 //! driver negotiates, `worker.rs` the queue logic, `backend.rs` the host's side. `pci/` is the transport.
 
 pub mod device;
+pub mod vsock;
 pub mod worker_thread;

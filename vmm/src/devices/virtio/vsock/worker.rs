@@ -1,0 +1,257 @@
+//! Moves packets between the queues and the muxer.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::GuestAddressSpace;
+use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::backend::HostSockets;
+use super::muxer::{FIRST_ENDPOINT, Muxer};
+use super::packet::{Packet, PacketRoom};
+use crate::devices::virtio::device::{ActiveQueue, Interrupt};
+use crate::memory::{GuestMemory, SharedMemory};
+
+/// The queues by their index (§5.10.2). The third is for events, of which there are none yet.
+pub(super) const RX_QUEUE: u16 = 0;
+pub(super) const TX_QUEUE: u16 = 1;
+
+const STOP: u64 = 0;
+const RX_KICK: u64 = 1;
+const TX_KICK: u64 = 2;
+const LISTENER: u64 = 3;
+const _: () = assert!(LISTENER < FIRST_ENDPOINT);
+
+/// Packets moved in each direction before the other one, and a request to stop, get their turn.
+const PACKETS_PER_TURN: usize = 256;
+
+/// How long a host that is short of descriptors is left alone before the next connection is accepted.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// What the worker waits for at once.
+const EVENTS_PER_TURN: usize = 64;
+
+/// The device at work.
+pub(super) struct Worker<H> {
+    pub(super) memory: SharedMemory,
+    pub(super) rx: ActiveQueue,
+    pub(super) tx: ActiveQueue,
+    pub(super) interrupt: Arc<dyn Interrupt>,
+    pub(super) muxer: Muxer<H>,
+    accept_again: Option<Instant>,
+}
+
+/// Whether the worker goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// There is more to do at once.
+    Busy,
+    /// There is nothing to do until the next event.
+    Idle,
+    /// The worker was told to stop.
+    Stop,
+}
+
+impl<H: HostSockets> Worker<H> {
+    /// A worker that waits for its queues, its listener and `stop`.
+    ///
+    /// # Errors
+    /// The host refuses to watch one of them.
+    pub(super) fn new(
+        memory: SharedMemory,
+        rx: ActiveQueue,
+        tx: ActiveQueue,
+        interrupt: Arc<dyn Interrupt>,
+        muxer: Muxer<H>,
+    ) -> io::Result<Self> {
+        let worker = Self {
+            memory,
+            rx,
+            tx,
+            interrupt,
+            muxer,
+            accept_again: None,
+        };
+        worker.watch(worker.rx.kick.as_raw_fd(), RX_KICK)?;
+        worker.watch(worker.tx.kick.as_raw_fd(), TX_KICK)?;
+        worker.watch(worker.muxer.listener().as_raw_fd(), LISTENER)?;
+        Ok(worker)
+    }
+
+    fn watch(&self, fd: RawFd, token: u64) -> io::Result<()> {
+        let event = EpollEvent::new(EventSet::IN, token);
+        self.muxer.epoll().ctl(ControlOperation::Add, fd, event)
+    }
+
+    /// Works until `stop` is signalled, then ends all connections and gives the host's side back.
+    pub(super) fn run(mut self, stop: &EventFd) -> H {
+        if let Err(error) = self.watch(stop.as_raw_fd(), STOP) {
+            tracing::error!(%error, "the vsock worker cannot be stopped, so it does not start");
+            return self.muxer.into_host();
+        }
+        let mut turn = Turn::Busy;
+        loop {
+            let wait = match turn {
+                Turn::Busy => Some(Duration::ZERO),
+                Turn::Idle => self.time_to_next_deadline(),
+                Turn::Stop => return self.muxer.into_host(),
+            };
+            turn = self.turn(wait);
+        }
+    }
+
+    fn time_to_next_deadline(&self) -> Option<Duration> {
+        let deadlines = [self.muxer.next_deadline(), self.accept_again];
+        let next = deadlines.into_iter().flatten().min()?;
+        Some(next.saturating_duration_since(Instant::now()))
+    }
+
+    /// Waits for events, at most for `wait`, and does what they ask for.
+    pub(super) fn turn(&mut self, wait: Option<Duration>) -> Turn {
+        let timeout = wait.map_or(-1, |wait| {
+            // Rounded up, so that a deadline has passed when the wait is over.
+            i32::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
+        });
+        let mut events = [EpollEvent::default(); EVENTS_PER_TURN];
+        let count = match self.muxer.epoll().wait(timeout, &mut events) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            Err(error) => {
+                tracing::error!(%error, "the vsock worker cannot wait for events");
+                return Turn::Stop;
+            }
+        };
+        for event in &events[..count] {
+            match event.data() {
+                STOP => return Turn::Stop,
+                // Its count says nothing: both queues are looked at in every turn.
+                RX_KICK => drop(self.rx.kick.read()),
+                TX_KICK => drop(self.tx.kick.read()),
+                LISTENER => self.accept(),
+                id => {
+                    let events = EventSet::from_bits_truncate(event.events());
+                    self.muxer.host_event(id, events);
+                }
+            }
+        }
+        let now = Instant::now();
+        if self.accept_again.is_some_and(|again| again <= now) {
+            self.accept_again = None;
+            self.set_listening(true);
+        }
+        self.muxer.expire(now);
+        let guard = self.memory.memory();
+        let tx_left = self.take_from_guest(&guard);
+        let rx_left = self.give_to_guest(&guard, now);
+        if count == EVENTS_PER_TURN || tx_left || rx_left {
+            Turn::Busy
+        } else {
+            Turn::Idle
+        }
+    }
+
+    fn accept(&mut self) {
+        if let Err(error) = self.muxer.accept() {
+            tracing::warn!(%error, "vsock connections of the host wait");
+            self.accept_again = Some(Instant::now() + ACCEPT_RETRY);
+            self.set_listening(false);
+        }
+    }
+
+    fn set_listening(&self, listening: bool) {
+        let events = if listening {
+            EventSet::IN
+        } else {
+            EventSet::empty()
+        };
+        let listener = self.muxer.listener().as_raw_fd();
+        let event = EpollEvent::new(events, LISTENER);
+        let changed = self
+            .muxer
+            .epoll()
+            .ctl(ControlOperation::Modify, listener, event);
+        if let Err(error) = changed {
+            tracing::error!(%error, "the vsock listener cannot be watched");
+        }
+    }
+
+    /// Hands the guest's packets to the muxer. True if the turn was over before all were taken.
+    fn take_from_guest(&mut self, memory: &GuestMemory) -> bool {
+        let mut taken = 0;
+        while taken < PACKETS_PER_TURN {
+            let Some(chain) = pop(&mut self.tx.queue, memory) else {
+                break;
+            };
+            let head = chain.head_index();
+            match Packet::from_chain(memory, chain) {
+                Ok(packet) => self.muxer.receive(&packet),
+                Err(error) => tracing::debug!(%error, "dropped a packet of the guest"),
+            }
+            add_used(&mut self.tx.queue, memory, head, 0);
+            taken += 1;
+        }
+        if taken > 0 {
+            signal(&mut self.tx.queue, memory, &*self.interrupt, TX_QUEUE);
+        }
+        taken == PACKETS_PER_TURN
+    }
+
+    /// Fills the guest's buffers with packets. True if the turn was over before all were sent.
+    fn give_to_guest(&mut self, memory: &GuestMemory, now: Instant) -> bool {
+        let mut given = 0;
+        while given < PACKETS_PER_TURN && self.muxer.has_packet() {
+            let Some(chain) = pop(&mut self.rx.queue, memory) else {
+                break;
+            };
+            let head = chain.head_index();
+            let used = match PacketRoom::from_chain(memory, chain) {
+                Ok(room) => match self.muxer.next_packet(&room, now) {
+                    Some(header) => room.finish(header),
+                    None => {
+                        self.rx.queue.go_to_previous_position();
+                        break;
+                    }
+                },
+                Err(error) => {
+                    tracing::debug!(%error, "returned a buffer of the guest unused");
+                    0
+                }
+            };
+            add_used(&mut self.rx.queue, memory, head, used);
+            given += 1;
+        }
+        if given > 0 {
+            signal(&mut self.rx.queue, memory, &*self.interrupt, RX_QUEUE);
+        }
+        given == PACKETS_PER_TURN
+    }
+}
+
+/// The next chain that the driver made available; if there is none, the driver will notify the next one. A queue that
+/// the driver broke has none.
+fn pop<'m>(queue: &mut Queue, memory: &'m GuestMemory) -> Option<DescriptorChain<&'m GuestMemory>> {
+    if let Some(chain) = queue.iter(memory).ok()?.next() {
+        return Some(chain);
+    }
+    if queue.enable_notification(memory).ok()? {
+        return queue.iter(memory).ok()?.next();
+    }
+    None
+}
+
+fn add_used(queue: &mut Queue, memory: &GuestMemory, head: u16, len: u32) {
+    if let Err(error) = queue.add_used(memory, head, len) {
+        tracing::debug!(%error, head, "the used ring does not take a buffer");
+    }
+}
+
+fn signal(queue: &mut Queue, memory: &GuestMemory, interrupt: &dyn Interrupt, index: u16) {
+    // Where the driver's wish cannot be read, an interrupt too many does no harm.
+    if queue.needs_notification(memory).unwrap_or(true) {
+        interrupt.signal_queue(index);
+    }
+}
