@@ -1,1 +1,3 @@
 //! The hull OCI runtime.
+
+pub mod network;

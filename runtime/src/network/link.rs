@@ -1,0 +1,69 @@
+//! A link as the kernel describes it.
+
+use netlink_packet_route::link::{
+    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+};
+
+use super::mac::MacAddress;
+
+/// What hull looks at of a link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Link {
+    pub(super) index: u32,
+    pub(super) name: String,
+    /// Of Ethernet links only.
+    pub(super) mac: Option<MacAddress>,
+    pub(super) mtu: u32,
+    pub(super) flags: LinkFlags,
+    pub(super) ethernet: bool,
+    /// None for a physical NIC.
+    pub(super) kind: Option<InfoKind>,
+    /// The index of the bridge, bond or VRF that it belongs to.
+    pub(super) master: Option<u32>,
+}
+
+impl Link {
+    /// Nothing for a message without name, which no kernel sends.
+    pub(super) fn parse(message: &LinkMessage) -> Option<Self> {
+        let mut link = Self {
+            index: message.header.index,
+            name: String::new(),
+            mac: None,
+            mtu: 0,
+            flags: message.header.flags,
+            ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+            kind: None,
+            master: None,
+        };
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name.clone_from(name),
+                LinkAttribute::Address(bytes) if link.ethernet => {
+                    link.mac = bytes.as_slice().try_into().ok().map(MacAddress);
+                }
+                LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::Controller(index) => link.master = Some(*index),
+                LinkAttribute::LinkInfo(infos) => {
+                    link.kind = infos.iter().find_map(|info| match info {
+                        LinkInfo::Kind(kind) => Some(kind.clone()),
+                        _ => None,
+                    });
+                }
+                _ => {}
+            }
+        }
+        (!link.name.is_empty()).then_some(link)
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.flags.contains(LinkFlags::Up)
+    }
+
+    pub(super) fn does_arp(&self) -> bool {
+        !self.flags.contains(LinkFlags::Noarp)
+    }
+
+    pub(super) fn is_loopback(&self) -> bool {
+        self.flags.contains(LinkFlags::Loopback)
+    }
+}
