@@ -27,6 +27,11 @@ pub(crate) fn root() -> Result<PathBuf> {
     Ok(root)
 }
 
+/// Whether the entry at `path` is there.
+pub(crate) fn has(path: &str) -> Result<bool> {
+    Ok(root()?.join(path).exists())
+}
+
 /// The entry at `path` (below the cache's directory), filled by `fill` if it is not there yet.
 ///
 /// `fill` is given an empty directory. Others who want an entry of the same name meanwhile, in this

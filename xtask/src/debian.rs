@@ -7,6 +7,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -14,6 +15,8 @@ use crate::{cache, command};
 
 /// The release that the guest's kernel and the test bed come from.
 pub(crate) const SUITE: &str = "trixie";
+
+const LISTS_ARE_FRESH: Duration = Duration::from_secs(24 * 60 * 60);
 
 const KEYRINGS: [&str; 2] = [
     "/usr/share/keyrings/debian-archive-keyring.pgp",
@@ -76,6 +79,16 @@ impl Archive {
         command::quiet(self.apt("apt-get").args(["update", "--error-on=any"]))?;
         fs::write(self.directory.join("updated"), self.sources())?;
         Ok(())
+    }
+
+    /// Fetches the lists of packages anew if they are more than a day old. To be done before
+    /// something is fetched, since a mirror holds only a package's newest version.
+    pub(crate) fn update_if_stale(&self) -> Result<()> {
+        let updated = fs::metadata(self.directory.join("updated"))?.modified()?;
+        match updated.elapsed() {
+            Ok(age) if age < LISTS_ARE_FRESH => Ok(()),
+            _ => self.update(),
+        }
     }
 
     /// The version of `package` that [`Archive::fetch`] would bring.
