@@ -2,5 +2,7 @@
 //! driver negotiates, `worker.rs` the queue logic, `backend.rs` the host's side. `pci/` is the transport.
 
 pub mod device;
+#[cfg(test)]
+mod test_driver;
 pub mod vsock;
 pub mod worker_thread;

@@ -26,6 +26,8 @@ mod greeting;
 mod muxer;
 mod out_buffer;
 mod packet;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::time::Duration;
