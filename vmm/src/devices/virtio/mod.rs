@@ -1,7 +1,13 @@
 //! virtio devices (Virtual I/O Device specification 1.2), each a folder with the same files: `device.rs` is what the
 //! driver negotiates, `worker.rs` the queue logic, `backend.rs` the host's side. `pci/` is the transport.
 
+pub mod buffers;
+pub mod console;
 pub mod device;
+pub mod kick_wait;
+pub mod pci;
+pub mod ring;
+pub mod rng;
 #[cfg(test)]
 mod test_driver;
 pub mod vsock;

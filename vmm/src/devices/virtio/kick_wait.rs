@@ -1,0 +1,62 @@
+//! The wait of a device's worker that only serves its queues: for a driver's kick, or for the order to stop.
+
+use std::io;
+use std::os::fd::AsRawFd;
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+const KICK: u64 = 0;
+const STOP: u64 = 1;
+
+/// What ended a wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wake {
+    /// The driver has kicked.
+    Kicked,
+    /// The worker is to end.
+    Stop,
+}
+
+/// Waits for one queue's kicks and for the order to stop.
+#[derive(Debug)]
+pub struct KickWait<'e> {
+    epoll: Epoll,
+    kick: &'e EventFd,
+}
+
+impl<'e> KickWait<'e> {
+    /// Prepares to wait for `kick` and `stop`.
+    ///
+    /// # Errors
+    /// The host has no descriptor left.
+    pub fn new(kick: &'e EventFd, stop: &'e EventFd) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        for (event, token) in [(kick, KICK), (stop, STOP)] {
+            let interest = EpollEvent::new(EventSet::IN, token);
+            epoll.ctl(ControlOperation::Add, event.as_raw_fd(), interest)?;
+        }
+        Ok(Self { epoll, kick })
+    }
+
+    /// Waits until the driver kicks or the worker is to end. With `busy`, only looks whether either has happened.
+    ///
+    /// # Errors
+    /// The host refuses the wait.
+    pub fn wait(&self, busy: bool) -> io::Result<Option<Wake>> {
+        let mut events = [EpollEvent::default(); 2];
+        let count = match self.epoll.wait(if busy { 0 } else { -1 }, &mut events) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+            other => other?,
+        };
+        let happened = events.iter().take(count);
+        if happened.clone().any(|event| event.data() == STOP) {
+            return Ok(Some(Wake::Stop));
+        }
+        if happened.clone().any(|event| event.data() == KICK) {
+            self.kick.read()?;
+            return Ok(Some(Wake::Kicked));
+        }
+        Ok(None)
+    }
+}
