@@ -5,10 +5,15 @@ mod command;
 mod debian;
 mod image;
 mod progress;
+mod task_architecture;
 mod task_build;
+mod task_ci;
+mod task_deps;
 mod task_image;
 mod task_testbed;
 mod workspace;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -21,18 +26,28 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Check that the paths that the documents name exist.
+    Architecture(task_architecture::Arguments),
     /// Build everything that is installed into `build/`.
     Build(task_build::Arguments),
+    /// Run every check.
+    Ci(task_ci::Arguments),
+    /// Install what a build and the tests need of the host.
+    Deps(task_deps::Arguments),
     /// Build the guest's kernel and initramfs.
     Image(task_image::Arguments),
     /// The machine that the cases run on.
     Testbed(task_testbed::Arguments),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().task {
-        Task::Build(arguments) => task_build::run(&arguments),
-        Task::Image(arguments) => task_image::run(&arguments),
-        Task::Testbed(arguments) => task_testbed::run(&arguments),
+        Task::Architecture(arguments) => task_architecture::run(&arguments)?,
+        Task::Build(arguments) => task_build::run(&arguments)?,
+        Task::Ci(arguments) => return task_ci::run(&arguments),
+        Task::Deps(arguments) => task_deps::run(&arguments)?,
+        Task::Image(arguments) => task_image::run(&arguments)?,
+        Task::Testbed(arguments) => task_testbed::run(&arguments)?,
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -1,0 +1,447 @@
+//! What instances are restored from: Debian's tree, the disk, and the saved state of the booted machine.
+//!
+//! Two entries of the cache. `testbed/tree-<hash>` is what mmdebstrap makes from `tests/testbed/packages`; QEMU is run
+//! from it too. `testbed/image-<hash>` has the disk with the files of `tests/testbed/machine`, and the state; it names
+//! its tree by the link `tree`. Entries never change: instances write to disks of their own on top.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::qemu::{self, Qemu};
+use super::ssh::{self, Connection, Terminal};
+use crate::cache::Fingerprint;
+use crate::debian::{Archive, SUITE};
+use crate::progress::Progress;
+use crate::{cache, command, workspace};
+
+/// To be raised when what this file does to an image changes.
+const REVISION: &str = "1";
+
+/// Files of the image's entry.
+const BASE: &str = "base.img";
+const STATE: &str = "state";
+const KEY: &str = "key";
+const KNOWN_HOSTS: &str = "known_hosts";
+const KERNEL: &str = "vmlinuz";
+const INITRD: &str = "initrd.cpio";
+const TREE: &str = "tree";
+
+/// The disk's size as the machine sees it; the file is sparse.
+const DISK_SIZE: u64 = 16 << 30;
+
+/// What the small initrd loads to mount the root disk, in this order, below `kernel/` of the modules' directory.
+/// Those that a kernel has built in are left out.
+const INITRD_MODULES: [&str; 7] = [
+    "drivers/virtio/virtio_pci.ko.xz",
+    "drivers/block/virtio_blk.ko.xz",
+    "lib/crc16.ko.xz",
+    "crypto/crc32c_generic.ko.xz",
+    "fs/mbcache.ko.xz",
+    "fs/jbd2/jbd2.ko.xz",
+    "fs/ext4/ext4.ko.xz",
+];
+
+/// Programs of the host that making an image needs, and their packages.
+const TOOLS: [(&str, &str); 5] = [
+    ("mmdebstrap", "mmdebstrap"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("ssh", "openssh-client"),
+    ("ssh-keygen", "openssh-client"),
+    ("setpriv", "util-linux"),
+];
+
+/// An image, whole and unchanging.
+#[derive(Debug)]
+pub(crate) struct Image {
+    directory: PathBuf,
+}
+
+impl Image {
+    /// The image of this checkout's `tests/testbed`, made if the cache does not have it.
+    pub(crate) fn build() -> Result<Image> {
+        let inputs = workspace::root().join("tests/testbed");
+        let tree = tree_name(&inputs)?;
+        let name = image_name(&inputs, &tree)?;
+        if !cache::has(&name)? {
+            require_host()?;
+            cache::entry(&tree, |directory| make_tree(&inputs, directory))?;
+        }
+        let directory = cache::entry(&name, |directory| make_image(&inputs, &tree, directory))?;
+        Ok(Image { directory })
+    }
+
+    /// The image in `directory`.
+    pub(super) fn at(directory: PathBuf) -> Image {
+        Image { directory }
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub(super) fn tree(&self) -> Tree {
+        Tree(self.directory.join(TREE))
+    }
+
+    pub(super) fn kernel(&self) -> PathBuf {
+        self.directory.join(KERNEL)
+    }
+
+    pub(super) fn initrd(&self) -> PathBuf {
+        self.directory.join(INITRD)
+    }
+
+    pub(super) fn state(&self) -> PathBuf {
+        self.directory.join(STATE)
+    }
+
+    pub(super) fn key(&self) -> PathBuf {
+        self.directory.join(KEY)
+    }
+
+    pub(super) fn known_hosts(&self) -> PathBuf {
+        self.directory.join(KNOWN_HOSTS)
+    }
+
+    /// Makes the disk of a new instance in its `directory`, as it was when the state was saved.
+    pub(super) fn make_disk(&self, directory: &Path) -> Result<()> {
+        let below = self.directory.join(qemu::DISK);
+        self.tree()
+            .overlay(&below, "qcow2", &directory.join(qemu::DISK))
+    }
+}
+
+/// An unpacked tree of Debian packages, whose programs run on the host.
+pub(super) struct Tree(PathBuf);
+
+impl Tree {
+    pub(super) fn path(&self, path: &str) -> PathBuf {
+        self.0.join(path)
+    }
+
+    /// The words that start a program of the tree with the tree's dynamic linker and libraries.
+    pub(super) fn program(&self, name: &str) -> [PathBuf; 4] {
+        [
+            self.path("usr/lib64/ld-linux-x86-64.so.2"),
+            PathBuf::from("--library-path"),
+            self.path("usr/lib/x86_64-linux-gnu"),
+            self.path("usr/bin").join(name),
+        ]
+    }
+
+    fn overlay(&self, below: &Path, format: &str, disk: &Path) -> Result<()> {
+        let [linker, further @ ..] = self.program("qemu-img");
+        command::quiet(
+            Command::new(linker)
+                .args(further)
+                .args(["create", "-q", "-f", "qcow2", "-F", format, "-b"])
+                .args([below, disk]),
+        )
+    }
+
+    /// The version of its one kernel.
+    fn kernel_version(&self) -> Result<String> {
+        let directory = self.path("usr/lib/modules");
+        let mut versions = names(&directory)?;
+        ensure!(
+            versions.len() == 1,
+            "{} should hold one kernel's modules: {versions:?}",
+            directory.display()
+        );
+        Ok(versions.remove(0))
+    }
+}
+
+fn tree_name(inputs: &Path) -> Result<String> {
+    let mut inputs_of_tree = Fingerprint::default();
+    inputs_of_tree.add("revision", REVISION);
+    inputs_of_tree.add("suite", SUITE);
+    inputs_of_tree.add("packages", packages(inputs)?.join(" "));
+    Ok(format!("testbed/tree-{}", inputs_of_tree.name()))
+}
+
+fn image_name(inputs: &Path, tree: &str) -> Result<String> {
+    let mut inputs_of_image = Fingerprint::default();
+    inputs_of_image.add("revision", REVISION);
+    inputs_of_image.add("tree", tree);
+    // The saved state depends on both.
+    inputs_of_image.add("machine", qemu::MACHINE.join(" "));
+    inputs_of_image.add("checkout", workspace::root().as_os_str().as_encoded_bytes());
+    inputs_of_image.add_file("initrd-init", &inputs.join("initrd-init"))?;
+    for file in files(&inputs.join("machine"))? {
+        let name = file.strip_prefix(inputs)?.to_string_lossy();
+        inputs_of_image.add(&name, [u8::from(is_executable(&file)?)]);
+        inputs_of_image.add_file(&name, &file)?;
+    }
+    Ok(format!("testbed/image-{}", inputs_of_image.name()))
+}
+
+/// Refuses a host on which an image cannot be made.
+fn require_host() -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("the test bed's image is made as root, for the files in it to be root's");
+    }
+    let missing: Vec<&str> = TOOLS
+        .iter()
+        .filter(|(program, _)| !is_in_path(program))
+        .map(|&(_, package)| package)
+        .collect();
+    if !missing.is_empty() {
+        bail!(
+            "the test bed's image needs more packages: apt-get install {}",
+            missing.join(" ")
+        );
+    }
+    Ok(())
+}
+
+fn is_in_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| directory.join(program).exists())
+}
+
+fn make_tree(inputs: &Path, directory: &Path) -> Result<()> {
+    let archive = Archive::open()?;
+    let source = format!(
+        "deb [signed-by=\"{}\"] {} {SUITE} main",
+        archive.keyring().display(),
+        archive.mirror()
+    );
+    eprintln!("making a tree of Debian {SUITE}'s packages for the test bed (some two minutes)");
+    let mut mmdebstrap = Command::new("mmdebstrap");
+    mmdebstrap
+        // The machine has its own small initrd.
+        .env("INITRD", "No")
+        .args(["--mode=root", "--variant=minbase"])
+        .arg("--dpkgopt=path-exclude=/usr/share/man/*")
+        .arg("--dpkgopt=path-exclude=/usr/share/doc/*")
+        .arg("--dpkgopt=path-exclude=/usr/share/locale/*")
+        .arg(format!("--include={}", packages(inputs)?.join(",")))
+        .arg(SUITE)
+        .arg(directory)
+        .arg(source)
+        .stdin(Stdio::null());
+    command::run(&mut mmdebstrap)?;
+    // mmdebstrap copies the host's.
+    for file in ["etc/hostname", "etc/resolv.conf"] {
+        fs::remove_file(directory.join(file))
+            .with_context(|| format!("no {file} in Debian's tree"))?;
+    }
+    Ok(())
+}
+
+fn make_image(inputs: &Path, tree: &str, directory: &Path) -> Result<()> {
+    let mut progress = Progress::start("test bed");
+    let image = Image::at(directory.to_owned());
+    // From the finished entry, which lies beside the tree.
+    let tree_directory = cache::root()?.join(tree);
+    symlink(&tree_directory, directory.join(TREE))?;
+    let version = image.tree().kernel_version()?;
+    fs::copy(
+        image.tree().path(&format!("boot/vmlinuz-{version}")),
+        image.kernel(),
+    )?;
+
+    progress.say("making its initrd and its disk");
+    make_initrd(inputs, &image, &version)?;
+    make_base_disk(inputs, &image)?;
+
+    progress.say("booting");
+    // A relative name below, for the entry is renamed when it is finished.
+    image
+        .tree()
+        .overlay(Path::new(BASE), "raw", &directory.join(qemu::DISK))?;
+    let mut machine = Qemu::boot(&image, directory)?;
+    warm_up(&image, &mut machine, &mut progress)
+        .with_context(|| machine.said())
+        .context("cannot warm the test bed's machine up")?;
+
+    progress.say("saving its state");
+    machine.save(&image.state())?;
+    progress.finish("ready");
+    Ok(())
+}
+
+fn warm_up(image: &Image, machine: &mut Qemu, progress: &mut Progress) -> Result<()> {
+    let connection = Connection {
+        image,
+        directory: image.directory(),
+        port: machine.ssh_port()?,
+    };
+    // sshd is reached once the machine has booted; until then QEMU takes the connection and says nothing.
+    let start = std::time::Instant::now();
+    loop {
+        let mut ssh = connection.shell("exec true".as_ref(), Terminal::No);
+        if command::quiet(&mut ssh).is_ok() {
+            break;
+        }
+        ensure!(machine.runs()?, "it ended while booting");
+        ensure!(start.elapsed().as_secs() < 300, "it does not boot");
+        progress.tick(|| "booting".to_owned());
+        std::thread::sleep(std::time::Duration::from_millis(500));
+    }
+    progress.say("importing container images and running each engine once");
+    let words = ["/usr/lib/testbed/warm-up".into()];
+    let mut ssh = connection.shell(&ssh::script(&words, &[]), Terminal::No);
+    let said = command::output(&mut ssh)?;
+    fs::write(image.directory().join("warm-up.log"), said)?;
+    Ok(())
+}
+
+/// Packs the initrd: busybox, the modules, and `tests/testbed/initrd-init`.
+fn make_initrd(inputs: &Path, image: &Image, version: &str) -> Result<()> {
+    let content = image.directory().join("initrd");
+    fs::create_dir_all(content.join("bin"))?;
+    let busybox = image.tree().path("usr/bin/busybox");
+    fs::copy(&busybox, content.join("bin/busybox"))?;
+    install_file(&inputs.join("initrd-init"), &content.join("init"), 0o755)?;
+    let mut order = fs::File::create(content.join("modules"))?;
+    for module in INITRD_MODULES {
+        let compressed = image
+            .tree()
+            .path("usr/lib/modules")
+            .join(version)
+            .join("kernel")
+            .join(module);
+        if !compressed.exists() {
+            continue;
+        }
+        let name = compressed.file_stem().context("a module has a name")?;
+        let mut unxz = Command::new(&busybox);
+        unxz.args(["unxz", "-c"])
+            .arg(&compressed)
+            .stdout(fs::File::create(content.join(name))?);
+        command::run(&mut unxz)?;
+        writeln!(order, "{}", name.display())?;
+    }
+    drop(order);
+    let mut cpio = Command::new("sh");
+    cpio.args(["-c", "find . | \"$1\" cpio -o -H newc >\"$2\"", "sh"])
+        .args([&busybox, &image.initrd()])
+        .current_dir(&content);
+    command::quiet(&mut cpio)?;
+    fs::remove_dir_all(content)?;
+    Ok(())
+}
+
+/// Makes the root file system from a copy of the tree, which is made of hard links, and this project's files.
+fn make_base_disk(inputs: &Path, image: &Image) -> Result<()> {
+    let root = image.directory().join("root");
+    command::quiet(
+        Command::new("cp")
+            .args(["--archive", "--link"])
+            .arg(image.tree().path("."))
+            .arg(&root),
+    )?;
+    let machine = inputs.join("machine");
+    for file in files(&machine)? {
+        let mode = if is_executable(&file)? { 0o755 } else { 0o644 };
+        install_file(&file, &root.join(file.strip_prefix(&machine)?), mode)?;
+    }
+    make_keys(image, &root)?;
+    fs::create_dir_all(root.join("opt/cni"))?;
+    symlink("/usr/lib/cni", root.join("opt/cni/bin"))?;
+
+    let base = image.directory().join(BASE);
+    fs::File::create(&base)?.set_len(DISK_SIZE)?;
+    command::quiet(
+        Command::new("mkfs.ext4")
+            .args(["-q", "-F", "-L", "testbed"])
+            .args(["-E", "lazy_itable_init=1,lazy_journal_init=1"])
+            .arg("-d")
+            .args([&root, &base]),
+    )?;
+    fs::remove_dir_all(root)?;
+    Ok(())
+}
+
+/// Makes the key that root logs in with and the one that the machine is known by.
+fn make_keys(image: &Image, root: &Path) -> Result<()> {
+    let generate = |file: &Path| {
+        command::quiet(
+            Command::new("ssh-keygen")
+                .args(["-q", "-t", "ed25519", "-N", "", "-C", "testbed", "-f"])
+                .arg(file),
+        )
+    };
+    let public = |file: &Path| -> Result<String> {
+        let path = file.with_extension("pub");
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    generate(&image.key())?;
+    let authorized = root.join("root/.ssh/authorized_keys");
+    fs::create_dir_all(root.join("root/.ssh"))?;
+    fs::set_permissions(root.join("root/.ssh"), fs::Permissions::from_mode(0o700))?;
+    fs::write(authorized, public(&image.key())?)?;
+
+    for name in names(&root.join("etc/ssh"))? {
+        if name.starts_with("ssh_host_") {
+            fs::remove_file(root.join("etc/ssh").join(name))?;
+        }
+    }
+    let host_key = root.join("etc/ssh/ssh_host_ed25519_key");
+    generate(&host_key)?;
+    let known = format!("testbed {}", public(&host_key)?);
+    fs::write(image.known_hosts(), known)?;
+    Ok(())
+}
+
+/// Copies a file over another, or over a hard link to it, whose content elsewhere stays as it is.
+fn install_file(source: &Path, target: &Path, mode: u32) -> Result<()> {
+    let parent = target.parent().context("an installed file has a parent")?;
+    fs::create_dir_all(parent)?;
+    if target.exists() {
+        fs::remove_file(target)?;
+    }
+    let content =
+        fs::read(source).with_context(|| format!("cannot read {}", source.display()))?;
+    fs::write(target, content).with_context(|| format!("cannot write {}", target.display()))?;
+    fs::set_permissions(target, fs::Permissions::from_mode(mode))?;
+    Ok(())
+}
+
+/// The packages that the list names.
+fn packages(inputs: &Path) -> Result<Vec<String>> {
+    let list = fs::read_to_string(inputs.join("packages"))
+        .context("cannot read the test bed's list of packages")?;
+    Ok(list
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(str::to_owned)
+        .collect())
+}
+
+/// All files below `directory`, in order of their names.
+fn files(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for name in names(directory)? {
+        let path = directory.join(name);
+        if path.is_dir() {
+            found.extend(files(&path)?);
+        } else {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+fn names(directory: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directory)
+        .with_context(|| format!("cannot read {}", directory.display()))?
+    {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn is_executable(file: &Path) -> Result<bool> {
+    Ok(fs::metadata(file)?.permissions().mode() & 0o100 != 0)
+}
