@@ -40,7 +40,17 @@ enum Task {
     Testbed(task_testbed::Arguments),
 }
 
-fn main() -> anyhow::Result<ExitCode> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<ExitCode> {
     match Arguments::parse().task {
         Task::Architecture(arguments) => task_architecture::run(&arguments)?,
         Task::Build(arguments) => task_build::run(&arguments)?,
