@@ -1,4 +1,4 @@
-//! A link as the kernel describes it.
+//! Links as the kernel describes them.
 
 use netlink_packet_route::link::{
     InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
@@ -65,5 +65,23 @@ impl Link {
 
     pub(super) fn is_loopback(&self) -> bool {
         self.flags.contains(LinkFlags::Loopback)
+    }
+
+    pub(super) fn is(&self, kind: &InfoKind) -> bool {
+        self.kind.as_ref() == Some(kind)
+    }
+}
+
+/// All links of a namespace at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Links(pub(super) Vec<Link>);
+
+impl Links {
+    pub(super) fn named(&self, name: &str) -> Option<&Link> {
+        self.0.iter().find(|link| link.name == name)
+    }
+
+    pub(super) fn indexed(&self, index: u32) -> Option<&Link> {
+        self.0.iter().find(|link| link.index == index)
     }
 }

@@ -25,13 +25,18 @@
 //! stack is kept from answering for them: the bridge takes no ARP, no IPv6, and no unicast packet in a broadcast
 //! frame, and the uplink sends no ARP. Nothing else is switched off, and no rule of the user is touched.
 
+mod discover;
 mod error;
+mod guest;
 mod link;
 mod mac;
+mod model;
 mod netlink;
 mod netns;
 mod reconcile;
 mod state;
+mod sysctl;
+mod tap;
 mod undo;
 
 pub use error::{Error, NetlinkError};

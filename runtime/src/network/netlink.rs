@@ -9,12 +9,17 @@ use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::neighbour::NeighbourMessage;
 use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::rule::RuleMessage;
-use rtnetlink::{Handle, IpVersion, LinkMessageBuilder, LinkUnspec};
+use netlink_packet_route::tc::{TcHandle, TcMessage};
+use rtnetlink::{Handle, IpVersion, LinkGetRequest, LinkMessageBuilder, LinkUnspec};
 use tokio::runtime::{Builder, Runtime};
 
 use super::error::{Error, NetlinkError};
-use super::link::Link;
+use super::link::{Link, Links};
 use super::state::SavedNeighbour;
+
+/// The handle of every ingress qdisc, `ffff:`.
+const INGRESS_QDISC: u32 = 0xffff_0000;
+const ETH_P_ALL: u16 = 3;
 
 /// A connection to the network namespace of the thread that made it, for that thread.
 #[derive(Debug)]
@@ -37,21 +42,30 @@ impl Netlink {
         Ok(Self { runtime, handle })
     }
 
-    pub(super) fn links(&self) -> Result<Vec<Link>, Error> {
-        let messages: Vec<LinkMessage> = self.ask(
-            "list",
-            "the links",
-            self.handle.link().get().execute().try_collect(),
-        )?;
-        Ok(messages.iter().filter_map(Link::parse).collect())
+    pub(super) fn links(&self) -> Result<Links, Error> {
+        let request = self.handle.link().get();
+        let messages: Vec<LinkMessage> =
+            self.ask("list", "the links", request.execute().try_collect())?;
+        Ok(Links(messages.iter().filter_map(Link::parse).collect()))
     }
 
     pub(super) fn link_by_name(&self, name: &str) -> Result<Option<Link>, Error> {
-        Ok(self.links()?.into_iter().find(|link| link.name == name))
+        self.link(name, self.handle.link().get().match_name(name))
     }
 
     pub(super) fn link_by_index(&self, index: u32) -> Result<Option<Link>, Error> {
-        Ok(self.links()?.into_iter().find(|link| link.index == index))
+        let request = self.handle.link().get().match_index(index);
+        self.link(&format!("number {index}"), request)
+    }
+
+    fn link(&self, object: &str, request: LinkGetRequest) -> Result<Option<Link>, Error> {
+        let messages: Result<Vec<LinkMessage>, Error> =
+            self.ask("look up the link", object, request.execute().try_collect());
+        match messages {
+            Ok(messages) => Ok(messages.first().and_then(Link::parse)),
+            Err(Error::Netlink { source, .. }) if source.errno() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     pub(super) fn addresses(&self) -> Result<Vec<AddressMessage>, Error> {
@@ -137,7 +151,53 @@ impl Netlink {
         }
     }
 
-    pub(super) fn ask<T>(
+    /// Sends all that arrives at `from` to `to`, by an ingress qdisc of its own.
+    pub(super) fn redirect(&self, from: &Link, to: &Link) -> Result<(), Error> {
+        let request = self.handle.qdisc().add(signed(from.index)).ingress();
+        self.ask("add an ingress qdisc to", &from.name, request.execute())?;
+        let filter = self
+            .handle
+            .traffic_filter(signed(from.index))
+            .add()
+            .parent(INGRESS_QDISC)
+            .protocol(ETH_P_ALL.to_be())
+            .redirect(to.index);
+        self.ask("redirect what arrives at", &from.name, async {
+            filter?.execute().await
+        })
+    }
+
+    /// Whether the link has an ingress or clsact qdisc.
+    pub(super) fn has_ingress_qdisc(&self, link: &Link) -> Result<bool, Error> {
+        let request = self.handle.qdisc().get().index(signed(link.index));
+        let qdiscs: Vec<TcMessage> = self.ask(
+            "list the qdiscs of",
+            &link.name,
+            request.execute().try_collect(),
+        )?;
+        Ok(qdiscs.iter().any(|qdisc| {
+            qdisc.header.index == signed(link.index) && qdisc.header.parent == TcHandle::INGRESS
+        }))
+    }
+
+    /// Deletes the ingress qdisc, with its filters; none is no error.
+    pub(super) fn delete_ingress_qdisc(&self, link: &Link) -> Result<(), Error> {
+        let mut request = self.handle.qdisc().del(signed(link.index));
+        request.message_mut().header.parent = TcHandle::INGRESS;
+        match self.ask("delete the ingress qdisc of", &link.name, request.execute()) {
+            Err(Error::Netlink { source, .. })
+                if matches!(
+                    source.errno(),
+                    Some(libc::ENOENT | libc::EINVAL | libc::ENODEV)
+                ) =>
+            {
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    fn ask<T>(
         &self,
         operation: &'static str,
         object: &str,
@@ -151,4 +211,9 @@ impl Netlink {
                 source: NetlinkError::from(error),
             })
     }
+}
+
+/// A link's index as traffic control has it. The kernel's indices are positive ints.
+fn signed(index: u32) -> i32 {
+    i32::try_from(index).unwrap_or(i32::MAX)
 }
