@@ -1,4 +1,9 @@
 //! The hypervisor of hull: one KVM virtual machine per process. `ARCHITECTURE.md` walks through it.
 
+pub mod arch;
+pub mod boot;
+pub mod bus;
+pub mod config;
 pub mod devices;
+pub mod kvm;
 pub mod memory;
