@@ -69,40 +69,33 @@ impl Snapshot {
 fn addresses(links: &Links, details: &[AddressMessage]) -> Result<Vec<Address>, Error> {
     let mut addresses = Vec::new();
     for entry in getifaddrs().map_err(|errno| Error::Getifaddrs(errno.into()))? {
-        // An IPv4 address with a label goes by that instead of its interface's name: `eth0:1`.
-        let name = entry.interface_name.split(':').next().unwrap_or_default();
-        let Some(link) = links.named(name) else {
-            continue;
-        };
         let (Some(ip), Some(mask)) = (ip_of(entry.address), ip_of(entry.netmask)) else {
             continue;
         };
+        let name = entry.interface_name;
         let prefix = prefix_of(mask);
         let detail = details
             .iter()
-            .find(|detail| describes(detail, link.index, ip, prefix));
-        addresses.push(Address::new(link.index, ip, prefix, detail));
+            .find(|detail| describes(detail, links, &name, ip, prefix));
+        // One that has come between the two questions has no detail: the next look at the namespace gives it.
+        if let Some(detail) = detail {
+            addresses.push(Address::new(ip, prefix, detail));
+        }
     }
     Ok(addresses)
 }
 
 impl Address {
-    /// One that has come between the two questions has no detail: the next look at the namespace gives it.
-    fn new(link: u32, ip: IpAddr, prefix: u8, detail: Option<&AddressMessage>) -> Self {
+    fn new(ip: IpAddr, prefix: u8, detail: &AddressMessage) -> Self {
         let mut address = Self {
-            link,
+            link: detail.header.index,
             ip,
             prefix,
             broadcast: None,
-            flags: AddressFlags::empty(),
-            scope: libc::RT_SCOPE_UNIVERSE,
+            flags: AddressFlags::from_bits_retain(detail.header.flags.bits().into()),
+            scope: detail.header.scope.into(),
             autoconfigured: false,
         };
-        let Some(detail) = detail else {
-            return address;
-        };
-        address.scope = detail.header.scope.into();
-        address.flags = AddressFlags::from_bits_retain(detail.header.flags.bits().into());
         let mut protocol = None;
         for attribute in &detail.attributes {
             match attribute {
@@ -122,17 +115,22 @@ impl Address {
     }
 }
 
-fn describes(detail: &AddressMessage, link: u32, ip: IpAddr, prefix: u8) -> bool {
+/// Whether a message is about the address that getifaddrs(3) gave under `name`: its interface's name, or its label.
+fn describes(detail: &AddressMessage, links: &Links, name: &str, ip: IpAddr, prefix: u8) -> bool {
     // IFA_LOCAL is the interface's own address; without it, IFA_ADDRESS is.
-    let mut own = None;
+    let (mut local, mut address, mut label) = (None, None, None);
     for attribute in &detail.attributes {
         match attribute {
-            AddressAttribute::Local(address) => own = Some(*address),
-            AddressAttribute::Address(address) if own.is_none() => own = Some(*address),
+            AddressAttribute::Local(ip) => local = Some(*ip),
+            AddressAttribute::Address(ip) => address = Some(*ip),
+            AddressAttribute::Label(text) => label = Some(text.as_str()),
             _ => {}
         }
     }
-    detail.header.index == link && detail.header.prefix_len == prefix && own == Some(ip)
+    let link = links.indexed(detail.header.index);
+    local.or(address) == Some(ip)
+        && detail.header.prefix_len == prefix
+        && (label == Some(name) || link.is_some_and(|link| link.name == name))
 }
 
 fn ip_of(address: Option<SockaddrStorage>) -> Option<IpAddr> {

@@ -45,3 +45,6 @@ pub use netns::{Netns, NetnsId};
 pub use reconcile::{NewNic, NotCarried, Options, Persist, Reconciled, reconcile};
 pub use state::{Model, NetworkState, NicState, SavedNeighbour, SavedSysctl, UplinkState};
 pub use undo::undo;
+
+#[cfg(test)]
+mod tests;

@@ -2,10 +2,10 @@
 //!
 //! The addresses stay on the uplink, so the namespace's own stack must not answer for them. A bridge hands what is
 //! for its own MAC address, and every broadcast and multicast frame, up to that stack as received by the bridge
-//! itself. So the bridge takes no ARP (`IFF_NOARP`), no IPv6 (`disable_ipv6`), and no unicast IPv4 packet in a
-//! broadcast frame (`drop_unicast_in_l2_multicast`). These are settings of hull's own bridge and go with it. The
-//! uplink sends no ARP either, or whoever sends from within the namespace would spread a MAC address for the guest's
-//! IP address that is not the guest's.
+//! itself. So the bridge takes no ARP (`IFF_NOARP`), no IPv6 (`disable_ipv6`), no unicast IPv4 packet in a broadcast
+//! frame (`drop_unicast_in_l2_multicast`), and none from a source that is not behind it, as none is (`rp_filter`).
+//! These are settings of hull's own bridge and go with it. The uplink sends no ARP either, or whoever sends from
+//! within the namespace would spread a MAC address for the guest's IP address that is not the guest's.
 
 use netlink_packet_route::link::{BridgeStpState, InfoKind};
 use rtnetlink::LinkBridge;
@@ -58,6 +58,16 @@ const STEPS: &[Step] = &[
         name: "make the bridge",
         apply: make_bridge,
         undo: |work| delete_own(work, &work.nic.bridge_name(), &InfoKind::Bridge),
+    },
+    // Without ARP, and with another MAC address, the kernel forgets even a link's permanent neighbours. The two steps
+    // about them stand around those changes, one for each direction.
+    Step {
+        name: "keep the uplink's permanent neighbours",
+        apply: |_| Ok(()),
+        undo: |work| match work.uplink_if_there()? {
+            Some(uplink) => add_neighbours(work, &uplink),
+            None => Ok(()),
+        },
     },
     Step {
         name: "keep the uplink from sending ARP",
@@ -116,8 +126,10 @@ fn make_bridge(work: &mut Work<'_>) -> Result<(), Error> {
         .build();
     work.netlink.add_link(&name, bridge)?;
     sysctl::write(&sysctl::conf("ipv6", &name, "disable_ipv6"), "1")?;
-    let drop = sysctl::conf("ipv4", &name, "drop_unicast_in_l2_multicast");
-    sysctl::write(&drop, "1")
+    for setting in ["drop_unicast_in_l2_multicast", "rp_filter"] {
+        sysctl::write(&sysctl::conf("ipv4", &name, setting), "1")?;
+    }
+    Ok(())
 }
 
 fn set_arp(work: &Work<'_>, uplink: &Link, on: bool) -> Result<(), Error> {
@@ -143,10 +155,9 @@ fn restore_mac(work: &mut Work<'_>) -> Result<(), Error> {
     if uplink.mac == Some(work.nic.assigned_mac()) {
         set_mac(work, &uplink, work.nic.uplink.mac.0)?;
     }
-    add_neighbours(work, &uplink)
+    Ok(())
 }
 
-/// The kernel forgets even permanent neighbours when a link's MAC address changes.
 fn add_neighbours(work: &Work<'_>, uplink: &Link) -> Result<(), Error> {
     let mut neighbours = work.nic.neighbours.iter();
     neighbours.try_for_each(|neighbour| work.netlink.add_neighbour(uplink, neighbour))

@@ -1,0 +1,207 @@
+//! Frames really flow between host and tap, and nobody but the guest answers for its addresses.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use super::super::{Model, Netns, NewNic};
+use super::lab::{Lab, run};
+
+const VNET_HEADER: [u8; 12] = [0; 12];
+const GUEST_MAC: [u8; 6] = [0x02, 0x42, 0x0a, 0, 0, 2];
+const BROADCAST: [u8; 6] = [0xff; 6];
+const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
+const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
+const LONG: Duration = Duration::from_secs(5);
+
+/// The guest's end of a tap.
+struct Guest(File);
+
+impl Guest {
+    fn new(mut nic: NewNic) -> Self {
+        Self(nic.taps.remove(0).into())
+    }
+
+    fn send(&mut self, frame: &[u8]) {
+        let packet = [&VNET_HEADER, frame].concat();
+        assert_eq!(self.0.write(&packet).unwrap(), packet.len());
+    }
+
+    /// The first frame that `wanted` takes, without its virtio-net header.
+    fn receive(&mut self, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+        let deadline = Instant::now() + LONG;
+        let mut packet = vec![0; 65_536 + VNET_HEADER.len()];
+        while Instant::now() < deadline {
+            match self.0.read(&mut packet) {
+                Ok(length) if wanted(&packet[VNET_HEADER.len()..length]) => {
+                    return Some(packet[VNET_HEADER.len()..length].to_vec());
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    sleep(Duration::from_millis(1));
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        None
+    }
+}
+
+fn ethernet(to: [u8; 6], from: [u8; 6], kind: [u8; 2], payload: &[u8]) -> Vec<u8> {
+    [&to[..], &from, &kind, payload].concat()
+}
+
+fn arp_reply(request: &[u8]) -> Vec<u8> {
+    let (asker_mac, asker_ip) = (&request[22..28], &request[28..32]);
+    let asked_ip = &request[38..42];
+    let head = [0, 1, 8, 0, 6, 4, 0, 2];
+    let arp = [&head[..], &GUEST_MAC, asked_ip, asker_mac, asker_ip].concat();
+    ethernet(
+        asker_mac.try_into().unwrap(),
+        GUEST_MAC,
+        ETHERTYPE_ARP,
+        &arp,
+    )
+}
+
+fn ipv4(protocol: u8, from: [u8; 4], to: [u8; 4], payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(20 + payload.len()).unwrap().to_be_bytes();
+    let mut header = vec![
+        0x45, 0, length[0], length[1], 0, 0, 0, 0, 64, protocol, 0, 0,
+    ];
+    header.extend(from);
+    header.extend(to);
+    let sum = checksum(&header);
+    header[10..12].copy_from_slice(&sum);
+    [&header[..], payload].concat()
+}
+
+fn checksum(bytes: &[u8]) -> [u8; 2] {
+    let mut sum: u32 = bytes
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)))
+        .sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    let folded = u16::try_from(sum).unwrap();
+    (!folded).to_be_bytes()
+}
+
+fn socket_on(netns: &Netns, address: &str) -> UdpSocket {
+    let socket = netns.run(|| UdpSocket::bind((address.parse::<IpAddr>().unwrap(), 7777)));
+    let socket = socket.unwrap().unwrap();
+    socket.set_read_timeout(Some(LONG)).unwrap();
+    socket
+}
+
+#[test]
+fn a_datagram_goes_to_the_guest_and_back() {
+    for model in [Model::Bridge, Model::Tc] {
+        let mut lab = Lab::with_eth0();
+        let mut guest = Guest::new(lab.reconcile(model).attach.remove(0));
+        let socket = socket_on(&lab.host, "10.0.0.1");
+        socket.send_to(b"ping", ("10.0.0.2", 8888)).unwrap();
+
+        let request = guest
+            .receive(|frame| frame[12..14] == ETHERTYPE_ARP)
+            .unwrap();
+        assert_eq!(request[38..42], [10, 0, 0, 2]);
+        guest.send(&arp_reply(&request));
+        let datagram = guest.receive(|frame| frame.ends_with(b"ping")).unwrap();
+        assert_eq!(datagram[..6], GUEST_MAC, "{model:?}");
+
+        let host_mac: [u8; 6] = datagram[6..12].try_into().unwrap();
+        // From port 8888 to 7777, without checksum.
+        let udp = [&[0x22, 0xb8, 0x1e, 0x61, 0, 12, 0, 0][..], b"pong"].concat();
+        let packet = ipv4(17, [10, 0, 0, 2], [10, 0, 0, 1], &udp);
+        guest.send(&ethernet(host_mac, GUEST_MAC, ETHERTYPE_IPV4, &packet));
+        let mut answer = [0; 16];
+        let (length, from) = socket.recv_from(&mut answer).unwrap();
+        assert_eq!(&answer[..length], b"pong");
+        assert_eq!(from.ip(), Ipv4Addr::new(10, 0, 0, 2));
+        let neighbours = run(&lab.host, "ip neighbour");
+        assert!(neighbours.contains("02:42:0a:00:00:02"), "{neighbours}");
+    }
+}
+
+#[test]
+fn only_the_guest_answers_arp_and_neighbour_solicitations() {
+    for model in [Model::Bridge, Model::Tc] {
+        let mut lab = Lab::with_eth0();
+        let v4 = socket_on(&lab.host, "10.0.0.1");
+        let v6 = socket_on(&lab.host, "fd00::1");
+        let ask = || {
+            run(&lab.host, "ip neighbour flush all");
+            v4.send_to(b"4", ("10.0.0.2", 8888)).unwrap();
+            v6.send_to(b"6", ("fd00::2", 8888)).unwrap();
+        };
+        // Without hull the namespace does answer, so that silence means something below.
+        ask();
+        sleep(Duration::from_millis(200));
+        let known = run(&lab.host, "ip neighbour show dev veth0");
+        assert_eq!(
+            known.matches("lladdr 02:42:0a:00:00:02").count(),
+            2,
+            "{known}"
+        );
+
+        let reconciled = {
+            let kept = lab.kept.clone();
+            super::super::reconcile(
+                &lab.pod,
+                &super::lab::options(model),
+                &mut lab.state,
+                &mut |state| {
+                    *kept.lock().unwrap() = state.clone();
+                    Ok(())
+                },
+            )
+            .unwrap()
+        };
+        let mut guest = Guest::new(reconciled.attach.into_iter().next().unwrap());
+        ask();
+        assert!(
+            guest
+                .receive(|frame| frame[12..14] == ETHERTYPE_ARP)
+                .is_some()
+        );
+        // An ICMPv6 neighbour solicitation.
+        let solicits =
+            |frame: &[u8]| frame[12..14] == ETHERTYPE_IPV6 && frame.get(54) == Some(&135);
+        assert!(guest.receive(solicits).is_some());
+        sleep(Duration::from_millis(200));
+        let known = run(&lab.host, "ip neighbour show dev veth0");
+        assert!(!known.contains("lladdr"), "{model:?}: {known}");
+    }
+}
+
+#[test]
+fn the_namespaces_own_stack_answers_no_packet_and_sends_no_arp() {
+    let mut lab = Lab::with_eth0();
+    let mut guest = Guest::new(lab.reconcile(Model::Bridge).attach.remove(0));
+    let bridge_mac = run(&lab.pod, "ip -brief link show hull-br0");
+    let bridge_mac = bridge_mac.split_whitespace().nth(2).unwrap();
+    let bridge_mac: super::super::MacAddress = bridge_mac.parse().unwrap();
+    let mut echo = vec![8, 0, 0, 0, 0, 1, 0, 1];
+    let sum = checksum(&echo);
+    echo[2..4].copy_from_slice(&sum);
+    let packet = ipv4(1, [10, 0, 0, 1], [10, 0, 0, 2], &echo);
+    for to in [BROADCAST, GUEST_MAC, bridge_mac.0] {
+        guest.send(&ethernet(to, [2, 0, 0, 0, 0, 9], ETHERTYPE_IPV4, &packet));
+    }
+    sleep(Duration::from_millis(100));
+    let sent = run(&lab.pod, "nstat -asz IcmpOutEchoReps | tail -1");
+    assert_eq!(sent.split_whitespace().nth(1), Some("0"), "{sent}");
+
+    // Something in the namespace sends: the host must not learn the uplink's MAC address for the guest's.
+    let before = run(&lab.host, "ip neighbour flush all; ip neighbour");
+    let socket = socket_on(&lab.pod, "10.0.0.2");
+    let _ = socket.send_to(b"astray", ("10.0.0.1", 7777));
+    sleep(Duration::from_millis(100));
+    let after = run(&lab.host, "ip neighbour show to 10.0.0.2");
+    assert!(!after.contains("02:00:ca:fe"), "{before} {after}");
+}
