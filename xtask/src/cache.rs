@@ -7,7 +7,7 @@
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -102,7 +102,8 @@ fn same_content(left: &Path, right: &Path) -> Result<bool> {
     Ok(fs::read(left)? == fs::read(right)?)
 }
 
-fn remove_tree(path: &Path) -> Result<()> {
+/// Removes a directory with all below it, if it is there.
+pub(crate) fn remove_tree(path: &Path) -> Result<()> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", path.display()))
@@ -128,16 +129,6 @@ impl Fingerprint {
             self.0.update((part.len() as u64).to_le_bytes());
             self.0.update(part);
         }
-    }
-
-    /// Adds the input `name` with the content of the file `path`.
-    pub(crate) fn add_file(&mut self, name: &str, path: &Path) -> Result<()> {
-        let mut content = Vec::new();
-        File::open(path)
-            .and_then(|mut file| file.read_to_end(&mut content))
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        self.add(name, content);
-        Ok(())
     }
 
     /// The hash's first 128 bits in hexadecimal, as a name for a cache entry.

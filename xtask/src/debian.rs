@@ -119,7 +119,8 @@ impl Archive {
         }
         eprintln!("fetching {package} {version}");
         let unfinished = self.directory.join("packages/unfinished");
-        fs::create_dir_all(&unfinished)?;
+        cache::remove_tree(&unfinished)?;
+        fs::create_dir(&unfinished)?;
         let mut download = self.apt("apt-get");
         download
             .args(["download", package])
