@@ -4,6 +4,7 @@
 pub mod buffers;
 pub mod console;
 pub mod device;
+pub mod fs;
 pub mod kick_wait;
 pub mod pci;
 pub mod ring;

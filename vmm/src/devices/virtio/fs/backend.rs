@@ -1,0 +1,306 @@
+//! The shared directory: `fuse-backend-rs`'s passthrough file system, and what it leaves open.
+
+use std::ffi::CStr;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use fuse_backend_rs::abi::fuse_abi::{ATTR_SUBMOUNT, CreateIn, stat64, statvfs64};
+use fuse_backend_rs::api::filesystem::{
+    Context, DirEntry, Entry, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
+    SetattrValid, ZeroCopyReader, ZeroCopyWriter,
+};
+use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
+
+use super::device::FsError;
+
+type Inode = u64;
+type Handle = u64;
+
+/// How long the guest may use what it knows of a name or of attributes without asking.
+const VALIDITY: Duration = Duration::from_secs(1);
+
+/// The most that one reply may hold, in bytes: what the guest asks for beyond is not allocated.
+const MAX_LISTING: u32 = 1 << 20;
+/// XATTR_SIZE_MAX and XATTR_LIST_MAX of Linux.
+const MAX_XATTR: u32 = 64 << 10;
+
+/// Open flags that are the guest's own affair: its page cache is passed by, the host's is not, whose alignment rules
+/// the guest does not know.
+#[allow(clippy::cast_sign_loss, reason = "a flag word")]
+const GUEST_ONLY_FLAGS: u32 = libc::O_DIRECT as u32;
+
+/// A directory of the host and all that lies below it, other mounts included, also those made later.
+pub(super) struct SharedDirectory {
+    files: PassthroughFs,
+    /// The guest makes a mount of its own of each mount of the host (FUSE_SUBMOUNTS).
+    announces_submounts: AtomicBool,
+}
+
+impl SharedDirectory {
+    /// Opens the directory.
+    ///
+    /// # Errors
+    /// It cannot be opened, is no directory, or `/proc` is missing.
+    pub(super) fn open(directory: &Path) -> Result<Self, FsError> {
+        let no_directory = |source| FsError::Directory {
+            directory: directory.to_owned(),
+            source,
+        };
+        let metadata = directory.metadata().map_err(no_directory)?;
+        if !metadata.is_dir() {
+            return Err(no_directory(io::ErrorKind::NotADirectory.into()));
+        }
+        let root_dir = directory
+            .to_str()
+            .ok_or_else(|| no_directory(io::ErrorKind::InvalidFilename.into()))?
+            .to_owned();
+        let config = Config {
+            root_dir,
+            attr_timeout: VALIDITY,
+            entry_timeout: VALIDITY,
+            // Contents and listings outlive a close; FUSE_AUTO_INVAL_DATA below drops them when they have changed.
+            cache_policy: CachePolicy::Always,
+            writeback: false,
+            xattr: true,
+            killpriv_v2: true,
+            // Two mounts of one file are two inodes, as on the host.
+            enable_mntid: true,
+            ..Config::default()
+        };
+        let files = PassthroughFs::new(config).map_err(FsError::Proc)?;
+        files.import().map_err(no_directory)?;
+        Ok(Self {
+            files,
+            announces_submounts: AtomicBool::new(false),
+        })
+    }
+
+    /// Forgets everything that the guest looked up and opened.
+    pub(super) fn forget_guest(&self) {
+        self.files.destroy();
+    }
+
+    /// Marks a directory that lies on another file system than its parent: the guest makes it a mount, so that device
+    /// and inode numbers name a file there as they do on the host.
+    fn announce(&self, context: &Context, parent: Inode, mut entry: Entry) -> io::Result<Entry> {
+        let is_directory = entry.attr.st_mode & libc::S_IFMT == libc::S_IFDIR;
+        if is_directory && self.announces_submounts.load(Ordering::Relaxed) {
+            let (parent, _) = self.files.getattr(context, parent, None)?;
+            if parent.st_dev != entry.attr.st_dev {
+                entry.attr_flags |= ATTR_SUBMOUNT;
+            }
+        }
+        Ok(entry)
+    }
+}
+
+/// Methods that the passthrough file system serves as they are.
+macro_rules! pass_through {
+    ($(fn $method:ident($($argument:ident: $type:ty),*) $(-> $result:ty)?;)*) => {
+        $(fn $method(&self, $($argument: $type),*) $(-> $result)? {
+            self.files.$method($($argument),*)
+        })*
+    };
+}
+
+impl FileSystem for SharedDirectory {
+    type Inode = Inode;
+    type Handle = Handle;
+
+    fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
+        let mut wanted = self.files.init(capable)?;
+        wanted |= FsOptions::ASYNC_READ
+            | FsOptions::ASYNC_DIO
+            | FsOptions::ATOMIC_O_TRUNC
+            | FsOptions::AUTO_INVAL_DATA
+            | FsOptions::BIG_WRITES
+            | FsOptions::CACHE_SYMLINKS
+            | FsOptions::INIT_EXT
+            | FsOptions::MAX_PAGES
+            | FsOptions::PARALLEL_DIROPS
+            | FsOptions::SUBMOUNTS;
+        wanted.remove(FsOptions::PERFILE_DAX);
+        let submounts = capable.contains(FsOptions::SUBMOUNTS);
+        self.announces_submounts.store(submounts, Ordering::Relaxed);
+        Ok(wanted)
+    }
+
+    /// Linux asks for `.` and `..` only where a file system said that it exports (FUSE_EXPORT_SUPPORT).
+    fn lookup(&self, context: &Context, parent: Inode, name: &CStr) -> io::Result<Entry> {
+        if matches!(name.to_bytes(), b"" | b"." | b"..") {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        let entry = self.files.lookup(context, parent, name)?;
+        self.announce(context, parent, entry)
+    }
+
+    fn open(
+        &self,
+        context: &Context,
+        inode: Inode,
+        flags: u32,
+        fuse_flags: u32,
+    ) -> io::Result<(Option<Handle>, OpenOptions, Option<u32>)> {
+        self.files
+            .open(context, inode, flags & !GUEST_ONLY_FLAGS, fuse_flags)
+    }
+
+    fn create(
+        &self,
+        context: &Context,
+        parent: Inode,
+        name: &CStr,
+        mut args: CreateIn,
+    ) -> io::Result<(Entry, Option<Handle>, OpenOptions, Option<u32>)> {
+        args.flags &= !GUEST_ONLY_FLAGS;
+        self.files.create(context, parent, name, args)
+    }
+
+    fn read(
+        &self,
+        context: &Context,
+        inode: Inode,
+        handle: Handle,
+        writer: &mut dyn ZeroCopyWriter,
+        size: u32,
+        offset: u64,
+        lock_owner: Option<u64>,
+        flags: u32,
+    ) -> io::Result<usize> {
+        let flags = flags & !GUEST_ONLY_FLAGS;
+        self.files.read(
+            context, inode, handle, writer, size, offset, lock_owner, flags,
+        )
+    }
+
+    fn write(
+        &self,
+        context: &Context,
+        inode: Inode,
+        handle: Handle,
+        reader: &mut dyn ZeroCopyReader,
+        size: u32,
+        offset: u64,
+        lock_owner: Option<u64>,
+        delayed_write: bool,
+        flags: u32,
+        fuse_flags: u32,
+    ) -> io::Result<usize> {
+        let flags = flags & !GUEST_ONLY_FLAGS;
+        self.files.write(
+            context,
+            inode,
+            handle,
+            reader,
+            size,
+            offset,
+            lock_owner,
+            delayed_write,
+            flags,
+            fuse_flags,
+        )
+    }
+
+    fn getxattr(
+        &self,
+        context: &Context,
+        inode: Inode,
+        name: &CStr,
+        size: u32,
+    ) -> io::Result<GetxattrReply> {
+        self.files
+            .getxattr(context, inode, name, size.min(MAX_XATTR))
+    }
+
+    fn listxattr(&self, context: &Context, inode: Inode, size: u32) -> io::Result<ListxattrReply> {
+        self.files.listxattr(context, inode, size.min(MAX_XATTR))
+    }
+
+    /// The passthrough file system would give its own inode numbers here, and the host's in attributes.
+    fn readdir(
+        &self,
+        context: &Context,
+        inode: Inode,
+        handle: Handle,
+        size: u32,
+        offset: u64,
+        add_entry: &mut dyn FnMut(DirEntry<'_>) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        let size = size.min(MAX_LISTING);
+        let mut add = |name: DirEntry<'_>, entry: Entry| {
+            let added = add_entry(name);
+            // It is forgotten for us if it did not fit.
+            if !matches!(added, Ok(0)) {
+                self.files.forget(context, entry.inode, 1);
+            }
+            added
+        };
+        self.files
+            .readdirplus(context, inode, handle, size, offset, &mut add)
+    }
+
+    fn readdirplus(
+        &self,
+        context: &Context,
+        inode: Inode,
+        handle: Handle,
+        size: u32,
+        offset: u64,
+        add_entry: &mut dyn FnMut(DirEntry<'_>, Entry) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        let size = size.min(MAX_LISTING);
+        let mut add = |name: DirEntry<'_>, entry: Entry| {
+            let child = entry.inode;
+            let added = self
+                .announce(context, inode, entry)
+                .and_then(|entry| add_entry(name, entry));
+            if added.is_err() {
+                self.files.forget(context, child, 1);
+            }
+            added
+        };
+        self.files
+            .readdirplus(context, inode, handle, size, offset, &mut add)
+    }
+
+    pass_through! {
+        fn destroy();
+        fn forget(context: &Context, inode: Inode, count: u64);
+        fn batch_forget(context: &Context, requests: Vec<(Inode, u64)>);
+        fn getattr(context: &Context, inode: Inode, handle: Option<Handle>) -> io::Result<(stat64, Duration)>;
+        fn setattr(
+            context: &Context, inode: Inode, attributes: stat64, handle: Option<Handle>, valid: SetattrValid
+        ) -> io::Result<(stat64, Duration)>;
+        fn readlink(context: &Context, inode: Inode) -> io::Result<Vec<u8>>;
+        fn symlink(context: &Context, target: &CStr, parent: Inode, name: &CStr) -> io::Result<Entry>;
+        fn mknod(
+            context: &Context, parent: Inode, name: &CStr, mode: u32, device: u32, umask: u32
+        ) -> io::Result<Entry>;
+        fn mkdir(context: &Context, parent: Inode, name: &CStr, mode: u32, umask: u32) -> io::Result<Entry>;
+        fn unlink(context: &Context, parent: Inode, name: &CStr) -> io::Result<()>;
+        fn rmdir(context: &Context, parent: Inode, name: &CStr) -> io::Result<()>;
+        fn rename(
+            context: &Context, parent: Inode, name: &CStr, new_parent: Inode, new_name: &CStr, flags: u32
+        ) -> io::Result<()>;
+        fn link(context: &Context, inode: Inode, new_parent: Inode, new_name: &CStr) -> io::Result<Entry>;
+        fn flush(context: &Context, inode: Inode, handle: Handle, lock_owner: u64) -> io::Result<()>;
+        fn fsync(context: &Context, inode: Inode, data_only: bool, handle: Handle) -> io::Result<()>;
+        fn fallocate(
+            context: &Context, inode: Inode, handle: Handle, mode: u32, offset: u64, length: u64
+        ) -> io::Result<()>;
+        fn release(
+            context: &Context, inode: Inode, flags: u32, handle: Handle, flush: bool, unlock: bool,
+            lock_owner: Option<u64>
+        ) -> io::Result<()>;
+        fn statfs(context: &Context, inode: Inode) -> io::Result<statvfs64>;
+        fn setxattr(context: &Context, inode: Inode, name: &CStr, value: &[u8], flags: u32) -> io::Result<()>;
+        fn removexattr(context: &Context, inode: Inode, name: &CStr) -> io::Result<()>;
+        fn opendir(context: &Context, inode: Inode, flags: u32) -> io::Result<(Option<Handle>, OpenOptions)>;
+        fn releasedir(context: &Context, inode: Inode, flags: u32, handle: Handle) -> io::Result<()>;
+        fn fsyncdir(context: &Context, inode: Inode, data_only: bool, handle: Handle) -> io::Result<()>;
+        fn access(context: &Context, inode: Inode, mask: u32) -> io::Result<()>;
+        fn lseek(context: &Context, inode: Inode, handle: Handle, offset: u64, whence: u32) -> io::Result<u64>;
+    }
+}
