@@ -131,6 +131,13 @@ impl Fingerprint {
         }
     }
 
+    /// Adds the input `name` with the content of the file `path`.
+    pub(crate) fn add_file(&mut self, name: &str, path: &Path) -> Result<()> {
+        let content = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        self.add(name, content);
+        Ok(())
+    }
+
     /// The hash's first 128 bits in hexadecimal, as a name for a cache entry.
     pub(crate) fn name(self) -> String {
         self.0
