@@ -2,6 +2,7 @@
 //!
 //! Names and addresses come from getifaddrs(3); rtnetlink(7) tells what that cannot.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use netlink_packet_route::address::{
@@ -20,6 +21,7 @@ use super::link::{Link, Links};
 use super::mac::MacAddress;
 use super::netlink::Netlink;
 use super::state::SavedNeighbour;
+use super::sysctl;
 
 /// A namespace at (nearly) one moment.
 #[derive(Debug)]
@@ -28,6 +30,8 @@ pub(super) struct Snapshot {
     pub(super) addresses: Vec<Address>,
     pub(super) routes: Vec<RouteMessage>,
     pub(super) rules: Vec<RuleMessage>,
+    /// Indices of the links on which IPv6 is switched off.
+    pub(super) without_ipv6: HashSet<u32>,
     /// The permanent ones, each with the index of its link.
     pub(super) neighbours: Vec<(u32, SavedNeighbour)>,
 }
@@ -54,6 +58,7 @@ impl Snapshot {
             routes: netlink.routes()?,
             rules: netlink.rules()?,
             neighbours: permanent_neighbours(netlink)?,
+            without_ipv6: without_ipv6(&links)?,
             links,
         })
     }
@@ -64,6 +69,17 @@ impl Snapshot {
             .iter()
             .filter(move |address| address.link == index)
     }
+}
+
+fn without_ipv6(links: &Links) -> Result<HashSet<u32>, Error> {
+    let mut indices = HashSet::new();
+    for link in &links.0 {
+        let path = sysctl::conf("ipv6", &link.name, "disable_ipv6");
+        if sysctl::read(&path)?.as_deref() == Some("1") {
+            indices.insert(link.index);
+        }
+    }
+    Ok(indices)
 }
 
 fn addresses(links: &Links, details: &[AddressMessage]) -> Result<Vec<Address>, Error> {

@@ -92,6 +92,7 @@ fn interface(snapshot: &Snapshot, nic: &NicState, uplink: &Link) -> Interface {
             .map(|address| ip_address(snapshot, uplink, address))
             .collect(),
         up: uplink.is_up(),
+        disable_ipv6: snapshot.without_ipv6.contains(&uplink.index),
         ..Default::default()
     }
 }

@@ -45,7 +45,8 @@ pub type Persist<'a> = dyn FnMut(&NetworkState) -> io::Result<()> + Send + 'a;
 #[derive(Debug)]
 #[must_use]
 pub struct Reconciled {
-    /// Ids of the NICs that are to be taken from the VM. Their taps go when the VMM closes them.
+    /// Ids of the NICs that are to be taken from the VM. Their taps go when the VMM closes them. A VM may lack one: a
+    /// NIC that an earlier caller was given, and did not attach, has lost its tap and is here.
     pub detach: Vec<String>,
     /// NICs that the VM does not have yet. Dropping one closes its tap, which deletes it; the next call then makes it
     /// anew.
@@ -97,8 +98,7 @@ pub enum NotCarried {
 
 /// Wires what `netns` holds now, and says what the VM and its guest are to be told. See the module's documentation.
 ///
-/// When wiring an uplink fails, what was done for it is undone, and earlier NICs stay, named in `state`; their taps are
-/// closed, so the next call makes them anew.
+/// When wiring an uplink fails, what this call has done is undone; NICs of earlier calls stay.
 ///
 /// # Errors
 /// See [`Error`].
@@ -185,6 +185,8 @@ impl Reconciliation<'_, '_> {
         self.persist()
     }
 
+    /// Wires uplinks that have no NIC yet. When one fails, those before it are released as well: nobody has been told
+    /// of them.
     fn wire_what_is_new(&mut self) -> Result<(Vec<NewNic>, Vec<NotCarried>), Error> {
         let mut new_nics = Vec::new();
         let mut not_carried = Vec::new();
@@ -192,24 +194,63 @@ impl Reconciliation<'_, '_> {
             return Ok((new_nics, not_carried));
         };
         let snapshot = Snapshot::take(self.netlink)?;
+        let known = self.state.nics.len();
         for link in &snapshot.links.0 {
-            let known = self
-                .state
-                .nics
-                .iter()
-                .any(|nic| nic.uplink.ifindex == link.index);
-            if known || !is_candidate(&snapshot, link) {
+            let mut nics = self.state.nics.iter();
+            if nics.any(|nic| nic.uplink.ifindex == link.index) || !is_candidate(&snapshot, link) {
                 continue;
             }
-            match self.suitable(&snapshot, wiring, link)? {
-                Ok((mac, mtu)) => new_nics.push(self.wire(&snapshot, wiring, link, mac, mtu)?),
-                Err(reason) => not_carried.push(NotCarried::Uplink {
+            match self.take(&snapshot, wiring, link) {
+                Ok(Ok(nic)) => new_nics.push(nic),
+                Ok(Err(reason)) => not_carried.push(NotCarried::Uplink {
                     name: link.name.clone(),
                     reason,
                 }),
+                Err(failure) => {
+                    drop(new_nics);
+                    return Err(self.release_new(known, failure));
+                }
             }
         }
         Ok((new_nics, not_carried))
+    }
+
+    /// Wires one uplink, or says why it cannot have a NIC.
+    fn take(
+        &mut self,
+        snapshot: &Snapshot,
+        wiring: &dyn Wiring,
+        link: &Link,
+    ) -> Result<Result<NewNic, String>, Error> {
+        match self.suitable(snapshot, wiring, link)? {
+            Ok((mac, mtu)) => self.wire(snapshot, wiring, link, mac, mtu).map(Ok),
+            Err(reason) => Ok(Err(reason)),
+        }
+    }
+
+    /// Releases the NICs after the first `known` ones because of `failure`.
+    fn release_new(&mut self, known: usize, failure: Error) -> Error {
+        let new: Vec<u16> = self
+            .state
+            .nics
+            .iter()
+            .skip(known)
+            .map(|nic| nic.index)
+            .collect();
+        let mut released = Ok(());
+        for index in new.into_iter().rev() {
+            let one = undo::release(self.netlink, self.state, index, false, self.persist);
+            released = released.and(one);
+        }
+        match (released, failure) {
+            (Ok(()), failure) => failure,
+            // The namespace is as it was, and what is kept names too much at worst.
+            (Err(Error::Persist(_)), failure @ Error::Persist(_)) => failure,
+            (Err(source), failure) => Error::Undo {
+                failure: Box::new(failure),
+                source: Box::new(source),
+            },
+        }
     }
 
     /// The MAC address and the MTU of the NIC that stands for `link`, or why there cannot be one.
@@ -281,15 +322,7 @@ impl Reconciliation<'_, '_> {
             taps: vec![],
             vmm_has_tap: false,
         };
-        match model::wire(wiring.steps(), &mut work) {
-            Ok(()) => {}
-            Err(error @ Error::Undo { .. }) => return Err(error),
-            Err(error) => {
-                self.state.nics.pop();
-                self.persist()?;
-                return Err(error);
-            }
-        }
+        model::wire(wiring.steps(), &mut work)?;
         let taps = work.taps;
         if let Some(wired) = self
             .state

@@ -25,26 +25,28 @@ pub fn undo(
     netns.run(|| {
         let netlink = Netlink::connect()?;
         let mut result = Ok(());
-        for nic in state
-            .nics
-            .iter()
-            .rev()
-            .map(|nic| nic.index)
-            .collect::<Vec<_>>()
-        {
-            let released = release(&netlink, state, nic, false, persist);
+        let indices: Vec<u16> = state.nics.iter().map(|nic| nic.index).collect();
+        for index in indices.into_iter().rev() {
+            let released = release(&netlink, state, index, false, persist);
             result = result.and(released);
         }
-        result?;
-        for saved in &state.sysctls {
-            sysctl::write(&saved.path, &saved.value)?;
+        let mut sysctls = std::mem::take(&mut state.sysctls);
+        sysctls.retain(|saved| {
+            let written = sysctl::write(&saved.path, &saved.value);
+            let failed = written.is_err();
+            result = std::mem::replace(&mut result, Ok(())).and(written);
+            failed
+        });
+        state.sysctls = sysctls;
+        if state.nics.is_empty() && state.sysctls.is_empty() {
+            state.netns = None;
         }
-        *state = NetworkState::default();
-        persist(state).map_err(Error::Persist)
+        result.and(persist(state).map_err(Error::Persist))
     })?
 }
 
-/// Undoes the wiring of the NIC with that index and forgets it. `vmm_has_tap`: see [`Work`].
+/// Undoes the wiring of the NIC with that index and forgets it; also where the state cannot be kept, which is told
+/// then. `vmm_has_tap`: see [`Work`].
 pub(super) fn release(
     netlink: &Netlink,
     state: &mut NetworkState,
@@ -52,25 +54,23 @@ pub(super) fn release(
     vmm_has_tap: bool,
     persist: &mut Persist<'_>,
 ) -> Result<(), Error> {
-    if let Some(nic) = state.nics.iter_mut().find(|nic| nic.index == index) {
-        let remembered = nic.neighbours.len();
-        remember_neighbours(netlink, nic)?;
-        if nic.neighbours.len() != remembered {
-            persist(state).map_err(Error::Persist)?;
-        }
+    let Some(nic) = state.nics.iter_mut().find(|nic| nic.index == index) else {
+        return Ok(());
+    };
+    remember_neighbours(netlink, nic)?;
+    let nic = nic.clone();
+    if !nic.neighbours.is_empty() {
+        // Should this fail, then so does what comes last, and is told.
+        let _ = persist(state);
     }
-    if let Some(nic) = state.nics.iter().find(|nic| nic.index == index) {
-        let mut work = Work {
-            netlink,
-            nic,
-            taps: vec![],
-            vmm_has_tap,
-        };
-        unwire(
-            wiring(nic.model).map_or(&[], |wiring| wiring.steps()),
-            &mut work,
-        )?;
-    }
+    let mut work = Work {
+        netlink,
+        nic: &nic,
+        taps: vec![],
+        vmm_has_tap,
+    };
+    let steps = wiring(nic.model).map_or(&[][..], |wiring| wiring.steps());
+    unwire(steps, &mut work)?;
     state.nics.retain(|nic| nic.index != index);
     persist(state).map_err(Error::Persist)
 }

@@ -72,20 +72,11 @@ impl Work<'_> {
     }
 }
 
-/// Takes all steps. When one fails, it and those before it are undone.
+/// Takes the steps up to the first that fails. Then all of them are to be undone, by [`unwire`].
 pub(super) fn wire(steps: &[Step], work: &mut Work<'_>) -> Result<(), Error> {
-    for (index, step) in steps.iter().enumerate() {
+    for step in steps {
         tracing::debug!(nic = work.nic.index, step = step.name, "wiring");
-        let Err(failure) = (step.apply)(work) else {
-            continue;
-        };
-        return Err(match unwire(&steps[..=index], work) {
-            Ok(()) => failure,
-            Err(source) => Error::Undo {
-                failure: Box::new(failure),
-                source: Box::new(source),
-            },
-        });
+        (step.apply)(work)?;
     }
     Ok(())
 }

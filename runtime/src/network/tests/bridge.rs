@@ -210,6 +210,20 @@ fn an_uplink_that_moves_out_leaves_nothing() {
 }
 
 #[test]
+fn ipv6_is_off_in_the_guest_where_it_is_off_on_the_uplink() {
+    let mut lab = Lab::with_eth0();
+    lab.cable("veth1", "eth1", "02:42:0a:00:01:02");
+    run(
+        &lab.pod,
+        "echo 1 > /proc/sys/net/ipv6/conf/eth1/disable_ipv6",
+    );
+    let guest = lab.reconcile(Model::Bridge).guest;
+    assert!(!interface(&guest, "eth0").disable_ipv6);
+    assert!(interface(&guest, "eth1").disable_ipv6);
+    assert_eq!(cidrs(interface(&guest, "eth1")).len(), 0);
+}
+
+#[test]
 fn the_state_is_of_one_namespace() {
     let mut lab = Lab::with_eth0();
     let _reconciled = lab.reconcile(Model::Bridge);

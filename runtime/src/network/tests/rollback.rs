@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::super::model::{Step, Work, wire, wiring};
+use super::super::model::{Step, Work, unwire, wire, wiring};
 use super::super::netlink::Netlink;
 use super::super::state::{NicState, SavedNeighbour, UplinkState};
 use super::super::{Error, MacAddress, Model};
@@ -59,7 +59,9 @@ fn when_a_step_fails_those_before_it_are_undone() {
                     taps: vec![],
                     vmm_has_tap: false,
                 };
-                wire(&failing, &mut work)
+                let failure = wire(&failing, &mut work);
+                unwire(&failing, &mut work).unwrap();
+                failure
             });
             assert!(matches!(result, Ok(Err(Error::Exhausted))), "{result:?}");
             assert_eq!(lab.pod_as_seen(), before, "{model:?}, step {place}");
@@ -94,7 +96,9 @@ fn when_the_uplink_goes_before_a_step_what_is_hulls_goes_too() {
                     taps: vec![],
                     vmm_has_tap: false,
                 };
-                wire(&failing, &mut work)
+                let failure = wire(&failing, &mut work);
+                unwire(&failing, &mut work).unwrap();
+                failure
             });
             assert!(matches!(result, Ok(Err(Error::Exhausted))), "{result:?}");
             let links = run(&lab.pod, "ip -oneline link");
@@ -104,8 +108,8 @@ fn when_the_uplink_goes_before_a_step_what_is_hulls_goes_too() {
 }
 
 #[test]
-fn when_the_state_cannot_be_kept_nothing_is_left_undone() {
-    for fails_at in 0..3 {
+fn when_the_state_cannot_be_kept_everything_is_undone_at_once() {
+    for fails_at in 0..6 {
         let mut lab = Lab::with_eth0();
         lab.cable("veth1", "eth1", "02:42:0a:00:01:02");
         run(
@@ -114,37 +118,39 @@ fn when_the_state_cannot_be_kept_nothing_is_left_undone() {
         );
         let before = lab.pod_as_seen();
         let mut calls = 0;
-        let error = lab
-            .try_reconcile(Model::Bridge, |_| {
-                calls += 1;
-                if calls > fails_at {
-                    return Err(io::ErrorKind::StorageFull.into());
-                }
-                Ok(())
-            })
-            .unwrap_err();
-        assert!(matches!(error, Error::Persist(_)), "{error}");
+        let result = lab.try_reconcile(Model::Bridge, |_| {
+            calls += 1;
+            if calls > fails_at {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            Ok(())
+        });
+        assert!(matches!(result, Err(Error::Persist(_))), "{result:?}");
+        assert_eq!(lab.state.nics, []);
+        // But for the sysctls, which are back when the sandbox is undone.
         lab.undo_from_kept();
         assert_eq!(lab.pod_as_seen(), before, "fails at {fails_at}");
     }
 }
 
 #[test]
-fn when_the_second_interface_fails_the_first_is_still_known() {
+fn when_the_second_interface_fails_the_first_is_released_too() {
     let mut lab = Lab::with_eth0();
     lab.cable("veth1", "eth1", "02:42:0a:00:01:02");
-    // A veth takes no MAC address that it may not have: the tap cannot take this MTU.
+    // What is a macvlan's parent cannot be a bridge's port, which only the kernel tells.
+    let host = lab.host_path();
+    run(
+        &lab.pod,
+        &format!("ip link add link eth1 name child netns {host} type macvlan"),
+    );
     let before = lab.pod_as_seen();
-    let mut seen = 0;
-    let result = lab.try_reconcile(Model::Bridge, |state| {
-        seen = seen.max(state.nics.len());
-        if state.nics.len() == 2 {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        Ok(())
-    });
-    assert!(result.is_err());
-    assert_eq!((seen, lab.state.nics.len()), (2, 1));
-    lab.undo();
+    let result = lab.try_reconcile(Model::Bridge, |_| Ok(()));
+    assert!(
+        matches!(&result, Err(Error::Netlink { object, source, .. })
+            if object == "eth1" && source.errno() == Some(libc::EBUSY)),
+        "{result:?}"
+    );
+    assert_eq!(lab.state.nics, []);
+    lab.undo_from_kept();
     assert_eq!(lab.pod_as_seen(), before);
 }
