@@ -1,2 +1,63 @@
-//! PID 1 of the guest.
-fn main() {}
+//! The guest's `/init`, and the helpers that it starts.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use hull_agent::container::{Containers, Paths, helper};
+use hull_agent::log::LineLog;
+use hull_agent::network::Network;
+use hull_agent::process::Reaper;
+use hull_agent::rpc::Service;
+use hull_agent::{init, rpc, stdio};
+use hull_agent_protocol::ports;
+use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
+
+fn main() -> anyhow::Result<()> {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().as_deref() == Some(OsStr::new(helper::ARGUMENT)) {
+        let socket = arguments.next().context("a helper needs its socket")?;
+        let socket = socket.to_str().context("the socket is a number")?.parse()?;
+        return helper::main(socket);
+    }
+    if std::process::id() != 1 {
+        bail!("hull-agent is the first process of a hull guest");
+    }
+    // The guest ends with its first process, and the kernel tells the VMM; without this a panic in a task would only end
+    // the task.
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::exit(101);
+    }));
+    init::bring_up().context("bring the guest up")?;
+    tracing::subscriber::set_global_default(LineLog::kernel().context("open the log")?)?;
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the event loop")?
+        .block_on(serve())
+}
+
+/// Serves the runtime until the guest ends.
+async fn serve() -> anyhow::Result<()> {
+    let reaper = Arc::new(Reaper::default());
+    let containers = Arc::new(Containers::new(Paths::guest(), Arc::clone(&reaper)));
+    let network = Network::new(Path::new("/sys/bus/pci/rescan"));
+
+    hull_agent::network::bring_loopback_up()
+        .await
+        .context("bring the loopback interface up")?;
+    let streams = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, ports::STDIO))
+        .context("listen for streams")?;
+    let service = Service::new(Arc::clone(&containers), network);
+    let mut server = rpc::server(service)
+        .bind(&format!("vsock://{VMADDR_CID_ANY}:{}", ports::RPC))
+        .context("listen for calls")?;
+    server.start().await.context("serve calls")?;
+    tokio::select! {
+        ended = reaper.run() => ended.context("reap processes"),
+        ended = stdio::server::serve_vsock(streams, containers) => ended.context("serve streams"),
+    }
+}

@@ -13,7 +13,7 @@ pub mod stdio;
     clippy::pedantic,
     clippy::restriction,
     unused,
-    non_snake_case
+    nonstandard_style
 )]
 pub mod agent {
     include!(concat!(env!("OUT_DIR"), "/agent.rs"));
@@ -28,7 +28,7 @@ pub mod agent {
     clippy::pedantic,
     clippy::restriction,
     unused,
-    non_snake_case
+    nonstandard_style
 )]
 pub mod agent_ttrpc {
     use super::agent;

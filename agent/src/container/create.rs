@@ -1,0 +1,149 @@
+//! CreateContainer: from a specification to a process that waits for its start.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use super::cgroup::Cgroup;
+use super::helper::{self, Request};
+use super::spec::{self, GuestSpec};
+use super::{Container, Containers, Error, ProcessEntry, check_id, lock};
+use crate::process::Process;
+use crate::stdio::ProcessIo;
+
+impl Containers {
+    /// Makes the container `id` from a `config.json` whose paths are the guest's. `stdin`: its process reads a stream.
+    ///
+    /// # Errors
+    /// See [`Error`]; nothing is left of the container then.
+    pub async fn create(
+        &self,
+        id: &str,
+        config: &[u8],
+        stdin: bool,
+    ) -> Result<Arc<Process>, Error> {
+        check_id(id)?;
+        let guest_spec = spec::for_guest(config, id, &self.guest())?;
+        {
+            let mut table = lock(&self.table);
+            if table.contains_key(id) {
+                return Err(Error::Exists(id.to_owned()));
+            }
+            table.insert(id.to_owned(), None);
+        }
+        let cgroup = Cgroup::new(self.paths.cgroups.join(id));
+        match self.make(id, guest_spec, &cgroup, stdin).await {
+            Ok((container, process)) => {
+                lock(&self.table).insert(id.to_owned(), Some(container));
+                Ok(process)
+            }
+            Err(error) => {
+                self.clean_up(id, &cgroup).await;
+                lock(&self.table).remove(id);
+                Err(error)
+            }
+        }
+    }
+
+    async fn make(
+        &self,
+        id: &str,
+        guest_spec: GuestSpec,
+        cgroup: &Cgroup,
+        stdin: bool,
+    ) -> Result<(Arc<Container>, Arc<Process>), Error> {
+        for (name, value) in &guest_spec.network_sysctls {
+            set_sysctl(name, value)?;
+        }
+        let bundle = self.paths.bundles.join(id);
+        write_bundle(&bundle, &guest_spec)?;
+        fs::create_dir_all(&self.paths.state).map_err(|source| Error::File {
+            action: "make the directory",
+            path: self.paths.state.clone(),
+            source,
+        })?;
+        let seccomp = guest_spec.payload.seccomp.clone();
+        let request = Request {
+            container_id: id.to_owned(),
+            state: self.paths.state.clone(),
+            bundle,
+            process: None,
+            terminal: guest_spec.terminal,
+            payload: guest_spec.payload,
+        };
+        let process = Arc::new(self.run_helper(&request, stdin).await?);
+        let first = ProcessEntry {
+            process: Some(Arc::clone(&process)),
+            added: Instant::now(),
+        };
+        let container = Container {
+            id: id.to_owned(),
+            cgroup: cgroup.clone(),
+            seccomp,
+            started: Mutex::new(false),
+            processes: Mutex::new(HashMap::from([(String::new(), first)])),
+            adding: tokio::sync::Mutex::default(),
+        };
+        Ok((Arc::new(container), process))
+    }
+
+    /// Has a helper make a process with its stdio.
+    pub(super) async fn run_helper(
+        &self,
+        request: &Request,
+        stdin: bool,
+    ) -> Result<Process, Error> {
+        let (pipes, stdio) = if request.terminal {
+            (None, [Stdio::null(), Stdio::null(), Stdio::null()])
+        } else {
+            let (io, stdio) = ProcessIo::pipes(stdin).map_err(Error::Stdio)?;
+            (Some(io), stdio)
+        };
+        let made = helper::run(&self.paths.program, &self.reaper, request, stdio).await?;
+        let io = match (pipes, made.terminal) {
+            (Some(pipes), _) => pipes,
+            (None, Some(master)) => {
+                let io = ProcessIo::terminal(master).map_err(Error::Stdio)?;
+                if let Some((rows, columns)) = request.payload.window {
+                    // The executor sets it too, before the program can see another one.
+                    if let Err(error) = io.resize(rows.into(), columns.into()) {
+                        tracing::warn!(%error, "setting a new terminal's size failed");
+                    }
+                }
+                io
+            }
+            (None, None) => return Err(helper::HelperError::NoTerminal.into()),
+        };
+        Ok(Process::new(made.watched, io))
+    }
+}
+
+fn write_bundle(bundle: &Path, guest_spec: &GuestSpec) -> Result<(), Error> {
+    fs::create_dir_all(bundle).map_err(|source| Error::File {
+        action: "make the directory",
+        path: bundle.to_owned(),
+        source,
+    })?;
+    let path = bundle.join("config.json");
+    let written = serde_json::to_vec(&guest_spec.spec)
+        .map_err(std::io::Error::from)
+        .and_then(|json| fs::write(&path, json));
+    written.map_err(|source| Error::File {
+        action: "write",
+        path,
+        source,
+    })
+}
+
+/// Sets a sysctl of the network namespace that all containers share. The name has been checked.
+fn set_sysctl(name: &str, value: &str) -> Result<(), Error> {
+    let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+    fs::write(path, value).map_err(|source| Error::Sysctl {
+        name: name.to_owned(),
+        value: value.to_owned(),
+        source,
+    })
+}

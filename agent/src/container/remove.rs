@@ -1,0 +1,51 @@
+//! RemoveContainer.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use super::cgroup::Cgroup;
+use super::{Containers, Error, lock};
+
+impl Containers {
+    /// Kills what is left of a container, and forgets it.
+    ///
+    /// # Errors
+    /// See [`Error`]; the container stays known then, so that it can be tried again.
+    pub async fn remove(&self, id: &str) -> Result<(), Error> {
+        let container = self.get(id)?;
+        container.cgroup.remove().await?;
+        for directory in self.directories(id) {
+            remove_directory(directory)?;
+        }
+        lock(&self.table).remove(id);
+        Ok(())
+    }
+
+    /// Removes what a creation that failed has left.
+    pub(super) async fn clean_up(&self, id: &str, cgroup: &Cgroup) {
+        if let Err(error) = cgroup.remove().await {
+            tracing::error!(id, %error, "a failed container's cgroup stays");
+        }
+        for directory in self.directories(id) {
+            if let Err(error) = remove_directory(directory) {
+                tracing::error!(id, %error, "a failed container's files stay");
+            }
+        }
+    }
+
+    fn directories(&self, id: &str) -> [PathBuf; 2] {
+        [self.paths.state.join(id), self.paths.bundles.join(id)]
+    }
+}
+
+fn remove_directory(path: PathBuf) -> Result<(), Error> {
+    match fs::remove_dir_all(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::File {
+            action: "remove",
+            path,
+            source,
+        }),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,340 @@
+//! Turns the specification that the runtime sends into one that holds in the guest. This is the one place that knows
+//! what a guest drops or changes of `config.json`:
+//!
+//! - namespaces: always new ones for pid, mount, ipc, uts and cgroup (and time, when asked for), never the host's
+//!   paths; no network namespace, since a sandbox's containers share the guest's. User namespaces are refused.
+//! - the cgroup is `/hull/<container id>`. What needs the host's devices or controllers (block I/O, huge pages, RDMA,
+//!   network classes, device rules, Intel RDT) is dropped: the guest is the boundary that they stand for. CPU
+//!   sets are cut to the guest's CPUs.
+//! - AppArmor profiles and SELinux labels are the host's, and dropped.
+//! - `net.*` sysctls are taken out, for they belong to the guest's one network namespace.
+//! - hooks: only `startContainer` belongs into the guest.
+//! - seccomp, the last step of dropping capabilities, and startContainer hooks are taken out of what `libcontainer`
+//!   does and put into the [`Payload`], which the helper's executor applies last: `libcontainer` 0.7 would load the profile
+//!   long before exec(2), where it hits the set-up itself, and would leave processes of exec without it.
+
+use std::collections::{BTreeSet, HashSet};
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{
+    Capability, Hook, Linux, LinuxCapabilities, LinuxNamespace, LinuxNamespaceBuilder,
+    LinuxNamespaceType, LinuxResources, LinuxSeccomp, LinuxSeccompAction, Process, Spec,
+};
+use serde::{Deserialize, Serialize};
+
+/// Why a specification or a process object is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// Not JSON of the expected shape.
+    #[error("parse the specification")]
+    Parse(#[source] serde_json::Error),
+    /// A part that must be there is not.
+    #[error("{0} is missing")]
+    Missing(&'static str),
+    /// A part is there that the guest cannot have.
+    #[error("{0} is not supported")]
+    Unsupported(&'static str),
+    /// The root file system's path.
+    #[error("root.path {0:?} is not an absolute path")]
+    RelativeRoot(PathBuf),
+    /// `process.cwd` must be absolute.
+    #[error("process.cwd {0:?} is not an absolute path")]
+    RelativeCwd(PathBuf),
+    /// A sysctl's name.
+    #[error("{0:?} is no name of a sysctl")]
+    Sysctl(String),
+}
+
+/// What the helper's executor does itself, last thing before it executes the program.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Payload {
+    /// The profile.
+    pub seccomp: Option<LinuxSeccomp>,
+    /// Set on the process already when the executor runs.
+    pub no_new_privileges: bool,
+    /// The capabilities that the program runs with.
+    pub capabilities: LinuxCapabilities,
+    /// startContainer hooks.
+    pub start_hooks: Vec<Hook>,
+    /// A new terminal's rows and columns.
+    pub window: Option<(u16, u16)>,
+}
+
+impl Payload {
+    /// Whether the process keeps [`LOADING`] beside its capabilities until the profile is loaded: loading takes either
+    /// no_new_privs or CAP_SYS_ADMIN (seccomp(2)).
+    pub fn loads_with_privileges(&self) -> bool {
+        self.seccomp.is_some() && !self.no_new_privileges
+    }
+}
+
+/// What loading a profile without no_new_privs takes, and dropping it again from the bounding set.
+const LOADING: [Capability; 2] = [Capability::SysAdmin, Capability::Setpcap];
+
+/// A container's specification, taken apart.
+#[derive(Debug)]
+pub struct GuestSpec {
+    /// What `libcontainer` gets.
+    pub spec: Spec,
+    /// What the executor does.
+    pub payload: Payload,
+    /// `net.*` sysctls of the guest's network namespace.
+    pub network_sysctls: Vec<(String, String)>,
+    /// The process gets a terminal.
+    pub terminal: bool,
+}
+
+/// What the guest has, as far as specifications depend on it.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    /// CPUs that are there, online or not.
+    pub cpus: BTreeSet<u32>,
+    /// The memory controller knows swap.
+    pub swap: bool,
+}
+
+/// Reads `config.json` and makes it hold in the guest.
+///
+/// # Errors
+/// See [`SpecError`].
+pub fn for_guest(json: &[u8], id: &str, guest: &Guest) -> Result<GuestSpec, SpecError> {
+    let mut spec: Spec = serde_json::from_slice(json).map_err(SpecError::Parse)?;
+    let root = spec.root().as_ref().ok_or(SpecError::Missing("root"))?;
+    if !root.path().is_absolute() {
+        return Err(SpecError::RelativeRoot(root.path().clone()));
+    }
+    let start_hooks = spec
+        .hooks()
+        .as_ref()
+        .and_then(|hooks| hooks.start_container().clone())
+        .unwrap_or_default();
+    spec.set_hooks(None);
+    spec.set_uid_mappings(None);
+    spec.set_gid_mappings(None);
+
+    let mut linux = spec.linux().clone().unwrap_or_default();
+    let seccomp = linux.seccomp().clone();
+    let network_sysctls = take_network_sysctls(&mut linux)?;
+    confine(&mut linux, id, guest)?;
+    spec.set_linux(Some(linux));
+
+    let process = spec
+        .process()
+        .clone()
+        .ok_or(SpecError::Missing("process"))?;
+    let (process, payload) = for_process(process, seccomp, start_hooks)?;
+    let terminal = process.terminal().unwrap_or(false);
+    spec.set_process(Some(process));
+    Ok(GuestSpec {
+        spec,
+        payload,
+        network_sysctls,
+        terminal,
+    })
+}
+
+/// Reads the process object of an exec into a container with the given seccomp profile.
+///
+/// # Errors
+/// See [`SpecError`].
+pub fn for_exec(
+    json: &[u8],
+    seccomp: Option<LinuxSeccomp>,
+) -> Result<(Process, Payload), SpecError> {
+    let process = serde_json::from_slice(json).map_err(SpecError::Parse)?;
+    for_process(process, seccomp, Vec::new())
+}
+
+fn for_process(
+    mut process: Process,
+    seccomp: Option<LinuxSeccomp>,
+    start_hooks: Vec<Hook>,
+) -> Result<(Process, Payload), SpecError> {
+    if process.args().as_ref().is_none_or(Vec::is_empty) {
+        return Err(SpecError::Missing("process.args"));
+    }
+    if !process.cwd().is_absolute() {
+        return Err(SpecError::RelativeCwd(process.cwd().clone()));
+    }
+    if let Some(profile) = &seccomp {
+        refuse_notify(profile)?;
+    }
+    process.set_apparmor_profile(None);
+    process.set_selinux_label(None);
+    let window = process.console_size().and_then(|size| {
+        let rows = u16::try_from(size.height()).ok()?;
+        let columns = u16::try_from(size.width()).ok()?;
+        (rows > 0 && columns > 0).then_some((rows, columns))
+    });
+    let payload = Payload {
+        no_new_privileges: process.no_new_privileges() == Some(true),
+        capabilities: explicit(process.capabilities().as_ref()),
+        seccomp,
+        start_hooks,
+        window,
+    };
+    let mut capabilities = payload.capabilities.clone();
+    if payload.loads_with_privileges() {
+        let with_loading = |set: &Option<HashSet<Capability>>| {
+            let mut set = set.clone().unwrap_or_default();
+            set.extend(LOADING);
+            Some(set)
+        };
+        capabilities.set_bounding(with_loading(capabilities.bounding()));
+        capabilities.set_permitted(with_loading(capabilities.permitted()));
+        capabilities.set_effective(with_loading(capabilities.effective()));
+    }
+    process.set_capabilities(Some(capabilities));
+    Ok((process, payload))
+}
+
+/// Every set, since a set that is not given is empty (and not left as it is).
+fn explicit(given: Option<&LinuxCapabilities>) -> LinuxCapabilities {
+    let mut all = LinuxCapabilities::default();
+    let of = |set: fn(&LinuxCapabilities) -> &Option<HashSet<Capability>>| {
+        Some(
+            given
+                .and_then(|given| set(given).clone())
+                .unwrap_or_default(),
+        )
+    };
+    all.set_bounding(of(LinuxCapabilities::bounding))
+        .set_effective(of(LinuxCapabilities::effective))
+        .set_inheritable(of(LinuxCapabilities::inheritable))
+        .set_permitted(of(LinuxCapabilities::permitted))
+        .set_ambient(of(LinuxCapabilities::ambient));
+    all
+}
+
+/// Notifications go to a listener's socket, which is on the host.
+fn refuse_notify(profile: &LinuxSeccomp) -> Result<(), SpecError> {
+    let notifies = profile.default_action() == LinuxSeccompAction::ScmpActNotify
+        || profile
+            .syscalls()
+            .iter()
+            .flatten()
+            .any(|rule| rule.action() == LinuxSeccompAction::ScmpActNotify);
+    if notifies || profile.listener_path().is_some() {
+        return Err(SpecError::Unsupported("seccomp's SCMP_ACT_NOTIFY"));
+    }
+    Ok(())
+}
+
+fn take_network_sysctls(linux: &mut Linux) -> Result<Vec<(String, String)>, SpecError> {
+    let Some(sysctls) = linux.sysctl().clone() else {
+        return Ok(Vec::new());
+    };
+    for name in sysctls.keys() {
+        let plain = |part: &str| {
+            !part.is_empty()
+                && part
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"_-:@".contains(&byte))
+        };
+        if !name.split(['.', '/']).all(plain) {
+            return Err(SpecError::Sysctl(name.clone()));
+        }
+    }
+    let (network, rest): (Vec<_>, Vec<_>) = sysctls
+        .into_iter()
+        .partition(|(name, _)| name.starts_with("net.") || name.starts_with("net/"));
+    linux.set_sysctl(Some(rest.into_iter().collect()));
+    Ok(network)
+}
+
+fn confine(linux: &mut Linux, id: &str, guest: &Guest) -> Result<(), SpecError> {
+    let asked: HashSet<LinuxNamespaceType> = linux
+        .namespaces()
+        .iter()
+        .flatten()
+        .map(LinuxNamespace::typ)
+        .collect();
+    if asked.contains(&LinuxNamespaceType::User) {
+        return Err(SpecError::Unsupported("a user namespace"));
+    }
+    if linux
+        .net_devices()
+        .as_ref()
+        .is_some_and(|devices| !devices.is_empty())
+    {
+        return Err(SpecError::Unsupported("linux.netDevices"));
+    }
+    let mut namespaces = vec![
+        LinuxNamespaceType::Pid,
+        LinuxNamespaceType::Mount,
+        LinuxNamespaceType::Ipc,
+        LinuxNamespaceType::Uts,
+        LinuxNamespaceType::Cgroup,
+    ];
+    if asked.contains(&LinuxNamespaceType::Time) {
+        namespaces.push(LinuxNamespaceType::Time);
+    }
+    let namespaces = namespaces
+        .into_iter()
+        .filter_map(|kind| LinuxNamespaceBuilder::default().typ(kind).build().ok())
+        .collect();
+    linux
+        .set_namespaces(Some(namespaces))
+        .set_cgroups_path(Some(Path::new("/hull").join(id)))
+        .set_seccomp(None)
+        .set_mount_label(None)
+        .set_intel_rdt(None)
+        .set_net_devices(None)
+        .set_uid_mappings(None)
+        .set_gid_mappings(None);
+    if let Some(resources) = linux.resources_mut() {
+        limit(resources, guest);
+    }
+    Ok(())
+}
+
+fn limit(resources: &mut LinuxResources, guest: &Guest) {
+    resources
+        .set_devices(None)
+        .set_block_io(None)
+        .set_hugepage_limits(None)
+        .set_network(None)
+        .set_rdma(None);
+    if let Some(cpu) = resources.cpu_mut() {
+        let cpus = cpu
+            .cpus()
+            .as_deref()
+            .and_then(|list| clamp(list, &guest.cpus));
+        cpu.set_cpus(cpus);
+        // The guest has one memory node.
+        cpu.set_mems(None);
+    }
+    if let Some(memory) = resources.memory_mut() {
+        // A kernel without swap accounting holds any limit of it.
+        if !guest.swap {
+            memory.set_swap(None);
+        }
+    }
+}
+
+/// The CPUs of `list` that are there, as a list again; nothing when none is, or when it is all.
+fn clamp(list: &str, there: &BTreeSet<u32>) -> Option<String> {
+    let wanted = parse_cpus(list)?;
+    let kept: Vec<String> = wanted.intersection(there).map(u32::to_string).collect();
+    (!kept.is_empty() && kept.len() < there.len()).then(|| kept.join(","))
+}
+
+/// Reads a list of CPUs as the kernel writes it: `0-2,5`.
+pub fn parse_cpus(list: &str) -> Option<BTreeSet<u32>> {
+    /// More than any guest has, and little to count to.
+    const MOST: u32 = 4096;
+    let mut cpus = BTreeSet::new();
+    for part in list.trim().split(',').filter(|part| !part.is_empty()) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (u32, u32) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        if first > last || last >= MOST {
+            return None;
+        }
+        cpus.extend(first..=last);
+    }
+    Some(cpus)
+}
+
+#[cfg(test)]
+#[path = "spec/tests.rs"]
+mod tests;

@@ -1,0 +1,26 @@
+//! StartContainer: lets a container's first process execute its program.
+
+use super::{Containers, Error, lock};
+
+impl Containers {
+    /// Starts a container that was created.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn start(&self, id: &str) -> Result<(), Error> {
+        let container = self.get(id)?;
+        if container.process("")?.exit().is_some() {
+            return Err(container.state("stopped"));
+        }
+        let mut started = lock(&container.started);
+        if *started {
+            return Err(container.state("running"));
+        }
+        // Neither forks nor waits: it writes one byte to the process's socket and the new state to its file.
+        libcontainer::container::Container::load(self.paths.state.join(id))
+            .and_then(|mut state| state.start())
+            .map_err(Error::Start)?;
+        *started = true;
+        Ok(())
+    }
+}

@@ -1,0 +1,266 @@
+//! The guest's network: makes NICs, addresses, routes, neighbours and rules be what the runtime says.
+//!
+//! Runs in the agent's event loop, one request at a time. Each request is the whole of what is wanted: what the one
+//! before had set and this one does not name is removed again; what a container set by itself stays. The key of an
+//! interface is its NIC's permanent MAC address. What cannot be applied is told in a sentence each, and the rest is.
+
+mod address;
+mod dns;
+mod link;
+mod neighbour;
+mod netlink;
+mod route;
+mod rule;
+mod wanted;
+
+pub use dns::write_resolv_conf;
+pub use netlink::NetlinkError;
+pub use wanted::RequestError;
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hull_agent_protocol::agent::SetNetworkRequest;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep};
+
+use crate::error_text::with_causes;
+use link::Link;
+use netlink::Netlink;
+use wanted::{Interface, Mac, Wanted};
+
+/// Why a request could not be applied at all.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// The request.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// The kernel could not be asked.
+    #[error("configure the network")]
+    Netlink(#[from] NetlinkError),
+}
+
+/// How often the kernel is asked for a NIC that is waited for.
+const LOOK: Duration = Duration::from_millis(2);
+/// How often it is told to look for new devices meanwhile.
+const RESCAN: Duration = Duration::from_millis(250);
+
+/// The guest's network, as far as the runtime has set it.
+pub struct Network {
+    pci_rescan: PathBuf,
+    /// The request that was applied last.
+    applied: Mutex<Wanted>,
+}
+
+impl Network {
+    /// A network of which nothing is set. `pci_rescan`: the file that has the kernel look for new PCI devices.
+    pub fn new(pci_rescan: &Path) -> Self {
+        Self {
+            pci_rescan: pci_rescan.to_owned(),
+            applied: Mutex::default(),
+        }
+    }
+
+    /// Applies a request; gives a sentence for each part of it that could not be.
+    ///
+    /// # Errors
+    /// See [`NetworkError`]; nothing, or not all, is applied then.
+    pub async fn set(&self, request: &SetNetworkRequest) -> Result<Vec<String>, NetworkError> {
+        let wanted = Wanted::of(request)?;
+        let mut applied = self.applied.lock().await;
+        let netlink = Netlink::open()?;
+        let mut failures = Vec::new();
+
+        let wait = Duration::from_millis(request.wait_ms.into());
+        let links = self
+            .find(&netlink, &wanted.interfaces, wait, &mut failures)
+            .await?;
+        strip_vanished(
+            &netlink,
+            &applied.interfaces,
+            &wanted,
+            &links,
+            &mut failures,
+        )
+        .await?;
+        let nics: Vec<(&Interface, &Link)> = wanted
+            .interfaces
+            .iter()
+            .filter_map(|interface| Some((interface, links.get(&interface.mac)?)))
+            .collect();
+        link::give_names(&netlink, &nics, &mut failures).await?;
+        // Names, flags and MTUs as they are after the renaming.
+        let links = link::by_mac(&netlink).await?;
+        for (interface, _) in &nics {
+            if let Some(link) = links.get(&interface.mac) {
+                configure(&netlink, interface, link, &mut failures).await?;
+            }
+        }
+
+        let indices = link::indices(&netlink).await?;
+        route::replace(
+            &netlink,
+            &applied.routes,
+            &wanted.routes,
+            &indices,
+            &mut failures,
+        )
+        .await;
+        let before = &applied.neighbours;
+        neighbour::replace(
+            &netlink,
+            before,
+            &wanted.neighbours,
+            &indices,
+            &mut failures,
+        )
+        .await;
+        rule::replace(&netlink, &applied.rules, &wanted.rules, &mut failures).await;
+        *applied = wanted;
+        Ok(failures)
+    }
+
+    /// Finds the NICs of the interfaces; waits for those that the kernel has not seen yet.
+    async fn find(
+        &self,
+        netlink: &Netlink,
+        interfaces: &[Interface],
+        wait: Duration,
+        failures: &mut Vec<String>,
+    ) -> Result<HashMap<Mac, Link>, NetworkError> {
+        let end = Instant::now() + wait;
+        let mut next_rescan = Instant::now();
+        loop {
+            let links = link::by_mac(netlink).await?;
+            let missing: Vec<&Interface> = interfaces
+                .iter()
+                .filter(|interface| !links.contains_key(&interface.mac))
+                .collect();
+            if missing.is_empty() {
+                return Ok(links);
+            }
+            let now = Instant::now();
+            if now >= next_rescan {
+                if let Err(error) = self.rescan().await {
+                    failures.push(format!("look for new NICs: {error}"));
+                }
+                next_rescan = now + RESCAN;
+                // The kernel looks while the file is written.
+                if end > now {
+                    continue;
+                }
+            }
+            if now >= end {
+                let absent = missing.iter().map(|interface| {
+                    format!(
+                        "{}: no NIC has the MAC address {}",
+                        interface.name, interface.mac
+                    )
+                });
+                failures.extend(absent);
+                return Ok(links);
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Has the kernel look for new PCI devices.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub async fn rescan(&self) -> io::Result<()> {
+        let path = self.pci_rescan.clone();
+        // Drivers probe new devices before the write returns.
+        tokio::task::spawn_blocking(move || rescan_pci(&path))
+            .await
+            .map_err(io::Error::other)?
+    }
+
+    /// The file that has the kernel look for new PCI devices.
+    pub fn pci_rescan(&self) -> &Path {
+        &self.pci_rescan
+    }
+}
+
+/// Has the kernel look for new PCI devices; returns when their drivers have them.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn rescan_pci(file: &Path) -> io::Result<()> {
+    fs::write(file, "1")
+}
+
+/// Sets down the NICs that the last request had and this one has not, and takes their addresses.
+async fn strip_vanished(
+    netlink: &Netlink,
+    before: &[Interface],
+    wanted: &Wanted,
+    links: &HashMap<Mac, Link>,
+    failures: &mut Vec<String>,
+) -> Result<(), NetlinkError> {
+    for interface in before {
+        if wanted.interfaces.iter().any(|one| one.mac == interface.mac) {
+            continue;
+        }
+        // A NIC that was unplugged is not there any more.
+        let Some(link) = links.get(&interface.mac) else {
+            continue;
+        };
+        if let Err(error) = link::set_up(netlink, link.index, false).await {
+            failures.push(format!("set {} down: {}", link.name, with_causes(&error)));
+        }
+        address::replace(netlink, link.index, &link.name, &[], failures).await?;
+    }
+    Ok(())
+}
+
+/// Makes one NIC be its interface, but for its name.
+async fn configure(
+    netlink: &Netlink,
+    interface: &Interface,
+    link: &Link,
+    failures: &mut Vec<String>,
+) -> Result<(), NetlinkError> {
+    if link.name != interface.name {
+        // The renaming has failed, and said so. By its name it may be another one's.
+        return Ok(());
+    }
+    let name = &interface.name;
+    if let Err(error) = link::prepare_ipv6(interface) {
+        failures.push(format!("set IPv6 on {name}: {error}"));
+    }
+    if interface.mtu > 0
+        && interface.mtu != link.mtu
+        && let Err(error) = link::set_mtu(netlink, link.index, interface.mtu).await
+    {
+        failures.push(format!(
+            "set the MTU of {name} to {}: {}",
+            interface.mtu,
+            with_causes(&error)
+        ));
+    }
+    address::replace(netlink, link.index, name, &interface.addresses, failures).await?;
+    if interface.up != link.up
+        && let Err(error) = link::set_up(netlink, link.index, interface.up).await
+    {
+        let state = if interface.up { "up" } else { "down" };
+        failures.push(format!("set {name} {state}: {}", with_causes(&error)));
+    }
+    Ok(())
+}
+
+/// Sets `lo` up, with which the kernel gives it its addresses.
+///
+/// # Errors
+/// When the kernel refuses.
+pub async fn bring_loopback_up() -> Result<(), NetlinkError> {
+    /// The kernel makes `lo` first in every network namespace.
+    const LOOPBACK: u32 = 1;
+    link::set_up(&Netlink::open()?, LOOPBACK, true).await
+}
+
+#[cfg(test)]
+mod tests;

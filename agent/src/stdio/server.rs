@@ -1,0 +1,104 @@
+//! The listening side of the stdio streams.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hull_agent_protocol::stdio::{BadStreamRequest, MAX_LINE, StreamRequest};
+use tokio::io::{
+    AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, split,
+};
+use tokio_vsock::VsockListener;
+
+use super::{Endpoint, StreamError, carry};
+use crate::container::{Containers, Error as ContainerError};
+use crate::process::Process;
+
+/// How long a connection may take to say what it is for.
+const OPENING: Duration = Duration::from_secs(10);
+
+/// Why a connection gets no stream.
+#[derive(Debug, thiserror::Error)]
+enum OpenError {
+    #[error(transparent)]
+    Request(#[from] BadStreamRequest),
+    #[error(transparent)]
+    Process(#[from] ContainerError),
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+}
+
+/// Serves the connections that `listener` accepts, for ever.
+///
+/// # Errors
+/// When accepting fails.
+pub async fn serve_vsock(listener: VsockListener, containers: Arc<Containers>) -> io::Result<()> {
+    loop {
+        let (connection, _) = listener.accept().await?;
+        tokio::spawn(serve(connection, Arc::clone(&containers)));
+    }
+}
+
+/// Serves one connection to its end.
+pub async fn serve<C>(connection: C, containers: Arc<Containers>)
+where
+    C: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let (from, mut to) = split(connection);
+    let mut from = BufReader::new(from);
+    let line = match tokio::time::timeout(OPENING, opening_line(&mut from)).await {
+        Ok(Ok(line)) => line,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a stream's connection broke before its first line");
+            return;
+        }
+        Err(_elapsed) => return,
+    };
+    let (process, endpoint) = match open(&line, &containers) {
+        Ok(opened) => opened,
+        Err(error) => {
+            // The connection is closed whether or not the answer arrives.
+            let _ = to.write_all(format!("error {error}\n").as_bytes()).await;
+            return;
+        }
+    };
+    if to.write_all(b"ok\n").await.is_err() {
+        return;
+    }
+    match endpoint {
+        Endpoint::Input(stdin, closed) => carry::input(from, stdin, closed, &process).await,
+        Endpoint::Output(output) => {
+            carry::output(&output, to, &process).await;
+            linger(from).await;
+        }
+        Endpoint::Terminal(master) => {
+            carry::terminal(&mut from, to, &master, &process).await;
+            linger(from).await;
+        }
+    }
+}
+
+/// Waits for the host to close too, so that closing cannot overtake bytes that are still on their way to it.
+async fn linger(mut from: impl AsyncRead + Unpin) {
+    let mut ignored = [0; 256];
+    while matches!(from.read(&mut ignored).await, Ok(1..)) {}
+}
+
+async fn opening_line(from: &mut (impl AsyncBufReadExt + Unpin)) -> io::Result<String> {
+    let mut line = String::new();
+    let longest = u64::try_from(MAX_LINE).unwrap_or(u64::MAX);
+    from.take(longest).read_line(&mut line).await?;
+    match line.strip_suffix('\n') {
+        Some(line) => Ok(line.to_owned()),
+        None => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+fn open(line: &str, containers: &Containers) -> Result<(Arc<Process>, Endpoint), OpenError> {
+    let request: StreamRequest = line.parse()?;
+    let process = containers
+        .get(&request.container_id)?
+        .process(&request.exec_id)?;
+    let endpoint = process.io.take(request.kind)?;
+    Ok((process, endpoint))
+}

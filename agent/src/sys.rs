@@ -1,0 +1,100 @@
+//! System calls that neither the standard library nor `nix` offers as safe functions.
+
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::sys::signal::{SigHandler, Signal};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
+
+/// Takes ownership of a descriptor that this process was started with, by its number.
+///
+/// # Errors
+/// When `number` is not an open descriptor, or one of stdin, stdout and stderr.
+#[allow(unsafe_code)]
+pub(crate) fn inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
+    if number <= libc::STDERR_FILENO {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: F_GETFD only looks whether the descriptor is open.
+    if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is open, came with exec(2), and nothing else in this process has taken it: the one
+    // caller does so once, at the start of the helper's main function.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Reads once from a stream socket, and takes a descriptor that came with the bytes (SCM_RIGHTS).
+pub(crate) fn receive_with_fd(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+) -> nix::Result<(usize, Option<OwnedFd>)> {
+    let mut parts = [IoSliceMut::new(buffer)];
+    let mut control = nix::cmsg_space!([RawFd; 1]);
+    let message = recvmsg::<UnixAddr>(
+        socket.as_raw_fd(),
+        &mut parts,
+        Some(&mut control),
+        MsgFlags::MSG_CMSG_CLOEXEC,
+    )?;
+    let mut received = None;
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = part {
+            received = fds.into_iter().map(own_received).next_back();
+        }
+    }
+    Ok((message.bytes, received))
+}
+
+#[allow(unsafe_code)]
+fn own_received(fd: RawFd) -> OwnedFd {
+    // SAFETY: the kernel has just installed this descriptor for the SCM_RIGHTS message; nobody else knows it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// TIOCSWINSZ.
+#[allow(unsafe_code)]
+pub(crate) fn set_window_size(
+    terminal: BorrowedFd<'_>,
+    rows: u16,
+    columns: u16,
+) -> nix::Result<()> {
+    let size = libc::winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: the ioctl reads one `winsize`, which outlives the call.
+    let result = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
+    nix::errno::Errno::result(result).map(drop)
+}
+
+/// Adds `data` to the kernel's entropy pool, credited in full, and reseeds its generator (RNDADDENTROPY, RNDRESEEDCRNG).
+#[allow(unsafe_code)]
+pub(crate) fn add_entropy(random: BorrowedFd<'_>, data: &[u8]) -> nix::Result<()> {
+    const RNDADDENTROPY: libc::c_ulong =
+        nix::request_code_write!(b'R', 0x03, size_of::<[libc::c_int; 2]>());
+    const RNDRESEEDCRNG: libc::c_ulong = nix::request_code_none!(b'R', 0x07);
+    // struct rand_pool_info: the entropy in bits, the length in bytes, then the bytes.
+    let length = i32::try_from(data.len()).map_err(|_| nix::errno::Errno::EINVAL)?;
+    let bits = length.checked_mul(8).ok_or(nix::errno::Errno::EINVAL)?;
+    let mut pool = Vec::with_capacity(8 + data.len());
+    pool.extend_from_slice(&bits.to_ne_bytes());
+    pool.extend_from_slice(&length.to_ne_bytes());
+    pool.extend_from_slice(data);
+    // SAFETY: the ioctl reads the two integers and `length` bytes behind them, all of which `pool` holds. It copies
+    // them byte-wise from user space, so their alignment does not matter.
+    let result = unsafe { libc::ioctl(random.as_raw_fd(), RNDADDENTROPY, pool.as_ptr()) };
+    nix::errno::Errno::result(result)?;
+    // SAFETY: the ioctl takes no argument.
+    let result = unsafe { libc::ioctl(random.as_raw_fd(), RNDRESEEDCRNG) };
+    nix::errno::Errno::result(result).map(drop)
+}
+
+/// Gives SIGPIPE its default action back, which Rust's start-up code has set to "ignore" and exec(2) would keep.
+#[allow(unsafe_code)]
+pub(crate) fn default_sigpipe() -> nix::Result<()> {
+    // SAFETY: the default action runs no code of this process.
+    unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigDfl) }.map(drop)
+}
