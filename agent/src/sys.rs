@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::sys::signal::{SigHandler, Signal};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
+use tokio::io::unix::AsyncFd;
 
 /// Takes ownership of a descriptor that this process was started with, by its number.
 ///
@@ -50,6 +51,17 @@ pub(crate) fn receive_with_fd(
 fn own_received(fd: RawFd) -> OwnedFd {
     // SAFETY: the kernel has just installed this descriptor for the SCM_RIGHTS message; nobody else knows it.
     unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Registers a descriptor with the event loop.
+///
+/// # Errors
+/// When it cannot be watched, as a file of a disk cannot.
+#[allow(unsafe_code)]
+pub(crate) fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` names the same open descriptor for as long as it lives, and closes it when it is dropped,
+    // which the `AsyncFd` that owns it from here on does after it has deregistered it.
+    unsafe { AsyncFd::register(fd) }
 }
 
 /// TIOCSWINSZ.

@@ -132,9 +132,9 @@ impl ProcessIo {
             Stdio::null()
         };
         let (read, output) = pipe2(OFlag::O_CLOEXEC)?;
-        slots.stdout = Slot::Waiting(AsyncFd::register(nonblocking(read)?)?);
+        slots.stdout = Slot::Waiting(sys::watched(nonblocking(read)?)?);
         let (read, errors) = pipe2(OFlag::O_CLOEXEC)?;
-        slots.stderr = Slot::Waiting(AsyncFd::register(nonblocking(read)?)?);
+        slots.stderr = Slot::Waiting(sys::watched(nonblocking(read)?)?);
         let ends = [input, Stdio::from(output), Stdio::from(errors)];
         Ok((Self::new(slots, None), ends))
     }
@@ -144,7 +144,7 @@ impl ProcessIo {
     /// # Errors
     /// When the master cannot be watched for events.
     pub fn terminal(master: OwnedFd) -> io::Result<Self> {
-        let master = Arc::new(AsyncFd::register(nonblocking(master)?)?);
+        let master = Arc::new(sys::watched(nonblocking(master)?)?);
         let slots = Slots {
             terminal: Slot::Waiting(Arc::clone(&master)),
             ..Slots::default()
