@@ -11,6 +11,7 @@ mod task_ci;
 mod task_deps;
 mod task_image;
 mod task_testbed;
+mod testbed;
 mod workspace;
 
 use std::process::ExitCode;

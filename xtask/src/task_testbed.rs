@@ -1,8 +1,173 @@
-//! Being written.
+//! `cargo xtask testbed`: the machine that tests run on, described in `tests/testbed/README.md`.
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use clap::Subcommand;
+
+use crate::testbed::cases::{self, Selection};
+use crate::testbed::instance::exit_code;
+use crate::testbed::place::{self, Place};
+use crate::testbed::{Image, Instance, Terminal, keeper};
 
 #[derive(clap::Args)]
-pub(crate) struct Arguments {}
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    action: Action,
+}
 
-pub(crate) fn run(_arguments: &Arguments) -> anyhow::Result<()> {
-    anyhow::bail!("not here yet")
+#[derive(Subcommand)]
+enum Action {
+    /// Make the image that machines are restored from, if it is not up to date.
+    Build,
+    /// Run a command as root where KVM runs Linux, with this checkout's hull in the PATH.
+    Exec {
+        #[command(flatten)]
+        machine: Machine,
+        /// The command and its arguments.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
+    /// Open a shell there.
+    Shell {
+        #[command(flatten)]
+        machine: Machine,
+    },
+    /// Build the cases and run them there.
+    Test {
+        /// The machine's name.
+        #[arg(long, default_value = "cases")]
+        name: String,
+        /// Leave the machine running afterwards.
+        #[arg(long)]
+        keep: bool,
+        /// How many cases run at the same time.
+        #[arg(long, default_value_t = 1)]
+        threads: u16,
+        /// Only cases whose name contains this.
+        filter: Option<String>,
+        /// Options for the test binaries.
+        #[arg(last = true)]
+        options: Vec<OsString>,
+    },
+    /// End a machine, and all that runs in it.
+    Stop {
+        #[arg(long, default_value = "default")]
+        name: String,
+        /// End all of them.
+        #[arg(long, conflicts_with = "name")]
+        all: bool,
+    },
+    /// Say where commands would run, and which machines there are.
+    Status,
+    /// The process that a machine lives in.
+    #[command(hide = true)]
+    Keep {
+        #[arg(long)]
+        name: String,
+        #[arg(long)]
+        image: PathBuf,
+    },
+}
+
+#[derive(clap::Args)]
+struct Machine {
+    /// The machine's name. Machines of different names run side by side; each takes up to 6 GiB.
+    #[arg(long, default_value = "default")]
+    name: String,
+    /// Restore it first, even if it runs.
+    #[arg(long)]
+    fresh: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    match &arguments.action {
+        Action::Build => Image::build().map(drop),
+        Action::Exec { machine, command } => exec(machine, command),
+        Action::Shell { machine } => exec(machine, &["bash".into()]),
+        Action::Test {
+            name,
+            keep,
+            threads,
+            filter,
+            options,
+        } => {
+            let mut arguments = vec![format!("--test-threads={threads}").into()];
+            arguments.extend(filter.iter().map(OsString::from));
+            arguments.extend_from_slice(options);
+            cases::run(&Selection {
+                name,
+                arguments,
+                keep: *keep,
+            })
+        }
+        Action::Stop { name, all } => stop(name, *all),
+        Action::Status => status(),
+        Action::Keep { name, image } => keeper::keep(name, image.clone()),
+    }
+}
+
+/// Runs the command and ends this process with its exit code.
+fn exec(machine: &Machine, words: &[OsString]) -> Result<()> {
+    let (place, _) = place::decide()?;
+    let started;
+    let mut command = match place {
+        Place::Host => {
+            let (program, arguments) = words.split_first().context("a command has a word")?;
+            let mut command = Command::new(program);
+            command
+                .args(arguments)
+                .env("PATH", cases::path_with_prefix()?);
+            command
+        }
+        Place::Nested => {
+            started = Instance::named(&machine.name)?.start(Image::build()?, machine.fresh)?;
+            let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+            let (terminal, variables) = if terminal {
+                let term = std::env::var_os("TERM").unwrap_or_else(|| "dumb".into());
+                (Terminal::Yes, vec![("TERM".into(), term)])
+            } else {
+                (Terminal::No, Vec::new())
+            };
+            started.command(words, &variables, terminal)
+        }
+    };
+    let status = command
+        .status()
+        .with_context(|| format!("cannot start {}", command.get_program().display()))?;
+    std::process::exit(exit_code(status));
+}
+
+fn stop(name: &str, all: bool) -> Result<()> {
+    let instances = if all {
+        Instance::all()?
+    } else {
+        vec![Instance::named(name)?]
+    };
+    for instance in instances {
+        if instance.stop()? {
+            eprintln!("ended {}", instance.name());
+        }
+    }
+    Ok(())
+}
+
+fn status() -> Result<()> {
+    let (place, reason) = place::decide()?;
+    println!(
+        "commands run {}: {reason}",
+        match place {
+            Place::Host => "on this host",
+            Place::Nested => "in a machine",
+        }
+    );
+    for instance in Instance::all()? {
+        if let Some(running) = instance.running()? {
+            println!("{}: {running}", instance.name());
+        }
+    }
+    Ok(())
 }

@@ -57,6 +57,11 @@ impl Executables {
         Ok(Executables(executables))
     }
 
+    /// The paths of all of them.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.0.iter().map(|(_, path)| path.as_path())
+    }
+
     /// The path of the executable `name`.
     pub(crate) fn get(&self, name: &str) -> Result<&Path> {
         self.0

@@ -110,9 +110,13 @@ impl Image {
 
     /// Makes the disk of a new instance in its `directory`, as it was when the state was saved.
     pub(super) fn make_disk(&self, directory: &Path) -> Result<()> {
-        let below = self.directory.join(qemu::DISK);
+        let disk = directory.join(qemu::DISK);
+        // A new file, for a QEMU that is about to end may still have the old one open.
+        if disk.exists() {
+            fs::remove_file(&disk)?;
+        }
         self.tree()
-            .overlay(&below, "qcow2", &directory.join(qemu::DISK))
+            .overlay(&self.directory.join(qemu::DISK), "qcow2", &disk)
     }
 }
 
@@ -171,7 +175,6 @@ fn image_name(inputs: &Path, tree: &str) -> Result<String> {
     inputs_of_image.add("tree", tree);
     // The saved state depends on both.
     inputs_of_image.add("machine", qemu::MACHINE.join(" "));
-    inputs_of_image.add("checkout", workspace::root().as_os_str().as_encoded_bytes());
     inputs_of_image.add_file("initrd-init", &inputs.join("initrd-init"))?;
     for file in files(&inputs.join("machine"))? {
         let name = file.strip_prefix(inputs)?.to_string_lossy();
@@ -226,21 +229,15 @@ fn make_tree(inputs: &Path, directory: &Path) -> Result<()> {
         .arg(directory)
         .arg(source)
         .stdin(Stdio::null());
-    command::run(&mut mmdebstrap)?;
-    // mmdebstrap copies the host's.
-    for file in ["etc/hostname", "etc/resolv.conf"] {
-        fs::remove_file(directory.join(file))
-            .with_context(|| format!("no {file} in Debian's tree"))?;
-    }
-    Ok(())
+    command::run(&mut mmdebstrap)
 }
 
 fn make_image(inputs: &Path, tree: &str, directory: &Path) -> Result<()> {
     let mut progress = Progress::start("test bed");
     let image = Image::at(directory.to_owned());
-    // From the finished entry, which lies beside the tree.
-    let tree_directory = cache::root()?.join(tree);
-    symlink(&tree_directory, directory.join(TREE))?;
+    // The two entries lie side by side.
+    let tree = Path::new(tree).file_name().context("a tree has a name")?;
+    symlink(Path::new("..").join(tree), directory.join(TREE))?;
     let version = image.tree().kernel_version()?;
     fs::copy(
         image.tree().path(&format!("boot/vmlinuz-{version}")),
@@ -398,9 +395,8 @@ fn install_file(source: &Path, target: &Path, mode: u32) -> Result<()> {
     if target.exists() {
         fs::remove_file(target)?;
     }
-    let content =
-        fs::read(source).with_context(|| format!("cannot read {}", source.display()))?;
-    fs::write(target, content).with_context(|| format!("cannot write {}", target.display()))?;
+    fs::write(target, read(source)?)
+        .with_context(|| format!("cannot write {}", target.display()))?;
     fs::set_permissions(target, fs::Permissions::from_mode(mode))?;
     Ok(())
 }
@@ -433,13 +429,17 @@ fn files(directory: &Path) -> Result<Vec<PathBuf>> {
 
 fn names(directory: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(directory)
-        .with_context(|| format!("cannot read {}", directory.display()))?
+    for entry in
+        fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?
     {
         names.push(entry?.file_name().to_string_lossy().into_owned());
     }
     names.sort();
     Ok(names)
+}
+
+fn read(file: &Path) -> Result<Vec<u8>> {
+    fs::read(file).with_context(|| format!("cannot read {}", file.display()))
 }
 
 fn is_executable(file: &Path) -> Result<bool> {

@@ -18,3 +18,4 @@ mod ssh;
 
 pub(crate) use image::Image;
 pub(crate) use instance::Instance;
+pub(crate) use ssh::Terminal;

@@ -145,13 +145,15 @@ impl Qemu {
         )?;
         self.qmp
             .execute("migrate", json!({ "uri": file_uri(state)? }))?;
-        self.poll(SAVE_LIMIT, "query-migrate", |answer| {
-            match answer["status"].as_str() {
+        self.poll(
+            SAVE_LIMIT,
+            "query-migrate",
+            |answer| match answer["status"].as_str() {
                 Some("completed") => Ok(true),
                 Some("failed" | "cancelled") => bail!("QEMU cannot save: {}", answer["error-desc"]),
                 _ => Ok(false),
-            }
-        })?;
+            },
+        )?;
         self.qmp.execute("quit", json!({}))?;
         self.child.wait()?;
         Ok(())
@@ -217,7 +219,9 @@ impl Drop for Qemu {
 }
 
 fn share(tag: &str, path: &Path, further: &str) -> Result<String> {
-    let path = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?;
+    let path = path
+        .to_str()
+        .with_context(|| format!("{} is not UTF-8", path.display()))?;
     // QEMU's options end at a comma, unless it is doubled.
     let path = path.replace(',', ",,");
     Ok(format!(
@@ -226,7 +230,9 @@ fn share(tag: &str, path: &Path, further: &str) -> Result<String> {
 }
 
 fn file_uri(path: &Path) -> Result<String> {
-    let path = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?;
+    let path = path
+        .to_str()
+        .with_context(|| format!("{} is not UTF-8", path.display()))?;
     Ok(format!("file:{path}"))
 }
 
@@ -245,7 +251,10 @@ fn forwarded_port(shown: &str) -> Option<u16> {
 pub(super) fn tail(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().display();
     match fs::read(path) {
-        Ok(bytes) => format!("{name}:\n{}", command::last_lines(&String::from_utf8_lossy(&bytes))),
+        Ok(bytes) => format!(
+            "{name}:\n{}",
+            command::last_lines(&String::from_utf8_lossy(&bytes))
+        ),
         Err(error) => format!("{name}: {error}"),
     }
 }

@@ -27,7 +27,8 @@ impl Qmp {
     /// Runs one command and returns its result. Events that come meanwhile are passed over.
     pub(super) fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
         let request = json!({ "execute": command, "arguments": arguments });
-        writeln!(self.input, "{request}").with_context(|| format!("cannot ask QEMU to {command}"))?;
+        writeln!(self.input, "{request}")
+            .with_context(|| format!("cannot ask QEMU to {command}"))?;
         loop {
             let mut message = self.message()?;
             if let Some(result) = message.get_mut("return") {

@@ -43,9 +43,13 @@ impl Connection<'_> {
     /// ssh with `script`, for the machine's shell to run.
     pub(super) fn shell(&self, script: &OsStr, terminal: Terminal) -> Command {
         let mut ssh = self.ssh();
-        ssh.arg(if terminal == Terminal::Yes { "-tt" } else { "-T" })
-            .args(["-o", "ControlMaster=no", "root@testbed"])
-            .arg(script);
+        ssh.arg(if terminal == Terminal::Yes {
+            "-tt"
+        } else {
+            "-T"
+        })
+        .args(["-o", "ControlMaster=no", "root@testbed"])
+        .arg(script);
         ssh
     }
 
@@ -117,7 +121,16 @@ mod tests {
 
     #[test]
     fn words_reach_the_command_as_they_are() {
-        let words = ["printf", "%s|", "", "a b", "it's", "$HOME;`id`\\", "\n", "*"];
+        let words = [
+            "printf",
+            "%s|",
+            "",
+            "a b",
+            "it's",
+            "$HOME;`id`\\",
+            "\n",
+            "*",
+        ];
         let script = script(
             &words.map(OsString::from),
             &[("HULL_X".into(), "1 '2'".into())],
