@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 
 use crate::{cache, command};
 
@@ -142,47 +142,6 @@ impl Archive {
         }
         self.fetched(&stem)?
             .with_context(|| format!("apt fetched no {package} {version}"))
-    }
-
-    /// Fetches `packages` with all that they depend on (not what they only recommend), as if for a
-    /// machine with nothing installed. Returns the files of all of them, in no particular order.
-    pub(crate) fn fetch_with_dependencies(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
-        let _lock = self.lock()?;
-        let archives = self.directory.join("cache/archives");
-        let install = |archives: &Path, option: &str| {
-            let mut install = self.apt("apt-get");
-            install
-                .arg(format!(
-                    "--option=Dir::Cache::Archives={}",
-                    archives.display()
-                ))
-                .arg("--option=Debug::NoLocking=true")
-                .args(["install", "--yes", "--no-install-recommends", option])
-                .args(packages);
-            install
-        };
-        command::quiet(&mut install(&archives, "--download-only"))
-            .with_context(|| format!("cannot fetch {}", packages.join(", ")))?;
-        // What apt would have to fetch if its cache were empty is the whole set: lines of
-        // 'address' file size hash.
-        let empty = self.directory.join("cache/empty");
-        fs::create_dir_all(empty.join("partial"))?;
-        let fetches = command::output(&mut install(&empty, "--print-uris"))?;
-        let files: Vec<PathBuf> = fetches
-            .lines()
-            .filter(|line| line.starts_with('\''))
-            .filter_map(|line| line.split(' ').nth(1))
-            .map(|name| archives.join(name))
-            .collect();
-        ensure!(
-            !files.is_empty(),
-            "apt names no file for {}",
-            packages.join(", ")
-        );
-        if let Some(missing) = files.iter().find(|file| !file.exists()) {
-            bail!("apt did not fetch {}", missing.display());
-        }
-        Ok(files)
     }
 
     fn fetched(&self, stem: &str) -> Result<Option<PathBuf>> {
