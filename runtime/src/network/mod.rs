@@ -23,7 +23,7 @@
 //! uplink's own MAC address in the guest. Addresses, routes, rules and neighbours *stay* in the namespace, where the
 //! engines (CNI's CHECK, Docker's disconnect) look for them, and are copied to the guest. The namespace's own
 //! stack is kept from answering for them: the bridge takes no ARP, no IPv6, and no unicast packet in a broadcast
-//! frame, and the uplink sends no ARP. Nothing else is switched off, and no rule of the user is touched.
+//! frame, and the uplink sends no ARP and asks for no router. Nothing else is switched off, and no rule of the user is touched.
 
 mod discover;
 mod error;
@@ -43,7 +43,9 @@ pub use error::{Error, NetlinkError};
 pub use mac::{MacAddress, ParseMacError};
 pub use netns::{Netns, NetnsId};
 pub use reconcile::{NewNic, NotCarried, Options, Persist, Reconciled, reconcile};
-pub use state::{Model, NetworkState, NicState, SavedNeighbour, SavedSysctl, UplinkState};
+pub use state::{
+    Model, NetworkState, NicState, SavedNeighbour, SavedSetting, SavedSysctl, UplinkState,
+};
 pub use undo::undo;
 
 #[cfg(test)]

@@ -16,7 +16,9 @@ use super::mac::MacAddress;
 use super::model::{self, Wiring, Work};
 use super::netlink::Netlink;
 use super::netns::Netns;
-use super::state::{Model, NetworkState, NicState, SavedSysctl, UplinkState, index_of_own_name};
+use super::state::{
+    Model, NetworkState, NicState, SavedSetting, SavedSysctl, UplinkState, index_of_own_name,
+};
 use super::{guest, sysctl, tap, undo};
 
 /// The smallest MTU with which a link has IPv4.
@@ -303,6 +305,7 @@ impl Reconciliation<'_, '_> {
                 ifindex: link.index,
                 mac,
                 arp: link.does_arp(),
+                ipv6: ipv6_settings(wiring, link)?,
             },
             mtu,
             queue_pairs: self.options.queue_pairs.max(1),
@@ -373,6 +376,19 @@ impl Reconciliation<'_, '_> {
         }
         Ok(())
     }
+}
+
+fn ipv6_settings(wiring: &dyn Wiring, link: &Link) -> Result<Vec<SavedSetting>, Error> {
+    let mut settings = Vec::new();
+    for name in wiring.ipv6_settings() {
+        if let Some(value) = sysctl::read(&sysctl::conf("ipv6", &link.name, name))? {
+            settings.push(SavedSetting {
+                name: (*name).into(),
+                value,
+            });
+        }
+    }
+    Ok(settings)
 }
 
 /// Whether a NIC can stay: its uplink is what it was, and everything between the two is in place.

@@ -77,6 +77,19 @@ pub struct UplinkState {
     pub mac: MacAddress,
     /// Whether it did ARP.
     pub arp: bool,
+    /// Its IPv6 settings that the model changes.
+    #[serde(default)]
+    pub ipv6: Vec<SavedSetting>,
+}
+
+/// A value below `/proc/sys/net/ipv6/conf/<interface>` as it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedSetting {
+    /// The file's name.
+    pub name: String,
+    /// What it held.
+    pub value: String,
 }
 
 /// A permanent neighbour of an uplink.
@@ -137,6 +150,7 @@ mod tests {
                 ifindex: 2,
                 mac: MacAddress([2, 0x42, 0xac, 0x11, 0, 2]),
                 arp: true,
+                ipv6: vec![],
             },
             mtu: 1500,
             queue_pairs: 1,

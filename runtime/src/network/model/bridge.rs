@@ -5,7 +5,8 @@
 //! itself. So the bridge takes no ARP (`IFF_NOARP`), no IPv6 (`disable_ipv6`), no unicast IPv4 packet in a broadcast
 //! frame (`drop_unicast_in_l2_multicast`), and none from a source that is not behind it, as none is (`rp_filter`).
 //! These are settings of hull's own bridge and go with it. The uplink sends no ARP either, or whoever sends from
-//! within the namespace would spread a MAC address for the guest's IP address that is not the guest's.
+//! within the namespace would spread a MAC address for the guest's IP address that is not the guest's; and for the
+//! same reason it neither solicits routers nor announces its new MAC address.
 
 use netlink_packet_route::link::{BridgeStpState, InfoKind};
 use rtnetlink::LinkBridge;
@@ -33,6 +34,10 @@ impl Wiring for Bridge {
         })
     }
 
+    fn ipv6_settings(&self) -> &'static [&'static str] {
+        ANNOUNCING
+    }
+
     fn steps(&self) -> &'static [Step] {
         STEPS
     }
@@ -51,6 +56,9 @@ impl Wiring for Bridge {
             && tap.is_up()
     }
 }
+
+/// The settings with which IPv6 tells others a link's MAC address unasked; all of them off at 0.
+const ANNOUNCING: &[&str] = &["router_solicitations", "ndisc_notify"];
 
 const STEPS: &[Step] = &[
     MAKE_TAP,
@@ -74,6 +82,21 @@ const STEPS: &[Step] = &[
         apply: |work| set_arp(work, &work.uplink()?, false),
         undo: |work| match work.uplink_if_there()? {
             Some(uplink) => set_arp(work, &uplink, work.nic.uplink.arp),
+            None => Ok(()),
+        },
+    },
+    Step {
+        name: "keep the uplink from announcing itself over IPv6",
+        apply: |work| {
+            let uplink = work.uplink()?;
+            let mut settings = work.nic.uplink.ipv6.iter();
+            settings.try_for_each(|saved| set_ipv6(&uplink, &saved.name, "0"))
+        },
+        undo: |work| match work.uplink_if_there()? {
+            Some(uplink) => {
+                let mut settings = work.nic.uplink.ipv6.iter();
+                settings.try_for_each(|saved| set_ipv6(&uplink, &saved.name, &saved.value))
+            }
             None => Ok(()),
         },
     },
@@ -138,6 +161,10 @@ fn set_arp(work: &Work<'_>, uplink: &Link, on: bool) -> Result<(), Error> {
     }
     work.netlink
         .change("set ARP of", uplink, |change| change.arp(on))
+}
+
+fn set_ipv6(uplink: &Link, setting: &str, value: &str) -> Result<(), Error> {
+    sysctl::write(&sysctl::conf("ipv6", &uplink.name, setting), value)
 }
 
 fn set_mac(work: &Work<'_>, uplink: &Link, mac: [u8; 6]) -> Result<(), Error> {

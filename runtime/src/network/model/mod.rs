@@ -18,6 +18,9 @@ pub(super) trait Wiring: Sync {
     /// Why an Ethernet link cannot be wired in this way; nothing if it can.
     fn objection(&self, netlink: &Netlink, link: &Link) -> Result<Option<&'static str>, Error>;
 
+    /// IPv6 settings of the uplink that the steps change.
+    fn ipv6_settings(&self) -> &'static [&'static str];
+
     /// What is to be done, in this order.
     fn steps(&self) -> &'static [Step];
 

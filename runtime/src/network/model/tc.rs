@@ -20,6 +20,10 @@ impl Wiring for Tc {
         ))
     }
 
+    fn ipv6_settings(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     fn steps(&self) -> &'static [Step] {
         STEPS
     }

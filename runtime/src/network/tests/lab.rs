@@ -138,6 +138,9 @@ impl Lab {
              ip neighbour show nud permanent
              ip -6 neighbour show nud permanent
              tc qdisc
+             for uplink in /proc/sys/net/ipv6/conf/*; do
+                 echo $uplink $(cat $uplink/router_solicitations $uplink/ndisc_notify $uplink/disable_ipv6)
+             done
              cat /proc/sys/net/bridge/bridge-nf-call-* 2>&1 || true",
         )
     }

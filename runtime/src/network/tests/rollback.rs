@@ -4,7 +4,7 @@ use std::io;
 
 use super::super::model::{Step, Work, unwire, wire, wiring};
 use super::super::netlink::Netlink;
-use super::super::state::{NicState, SavedNeighbour, UplinkState};
+use super::super::state::{NicState, SavedNeighbour, SavedSetting, UplinkState};
 use super::super::{Error, MacAddress, Model};
 use super::lab::{Lab, run};
 
@@ -28,6 +28,10 @@ fn nic_of_eth0(lab: &Lab, model: Model) -> NicState {
             ifindex: eth0.index,
             mac: eth0.mac.unwrap(),
             arp: true,
+            ipv6: vec![SavedSetting {
+                name: "router_solicitations".into(),
+                value: "-1".into(),
+            }],
         },
         mtu: 1500,
         queue_pairs: 2,
