@@ -250,3 +250,36 @@ fn bridge_filters_are_off_while_a_nic_is_there() {
     lab.undo_from_kept();
     assert_eq!(lab.pod_as_seen(), before);
 }
+
+#[test]
+fn sixty_four_interfaces_fit_one_sandbox() {
+    let mut lab = Lab::new();
+    let pod = lab.pod_path();
+    run(
+        &lab.host,
+        &format!(
+            "for number in $(seq 0 63); do
+                 echo link add veth$number type veth peer name net$number netns {pod}
+                 echo link set veth$number up
+             done | ip -batch -"
+        ),
+    );
+    run(
+        &lab.pod,
+        "for number in $(seq 0 63); do
+             echo address add 10.$number.0.2/24 dev net$number
+             echo link set net$number up
+         done | ip -batch -",
+    );
+    let reconciled = lab.reconcile(Model::Bridge);
+    assert_eq!(reconciled.attach.len(), 64);
+    assert_eq!(reconciled.guest.interfaces.len(), 64);
+    let last = &reconciled.attach[63].config;
+    assert_eq!(last.id, "net63");
+    assert!(run(&lab.pod, "ip link show net63").contains("02:00:ca:fe:00:3f"));
+    drop(reconciled);
+    lab.undo();
+    let links = run(&lab.pod, "ip -oneline link");
+    assert_eq!(links.lines().count(), 65, "{links}");
+    assert!(!links.contains("hull-"), "{links}");
+}
