@@ -1,0 +1,107 @@
+//! The machine: puts memory, KVM, buses and devices together ([`build`]), attaches and detaches devices
+//! ([`devices`]), runs the vCPUs ([`vcpus`]), and ends.
+//!
+//! It is owned by the main thread. vCPU threads reach the buses; device workers reach guest memory and their
+//! interrupts; all of them tell of the end through [`end::EndReport`] and print through [`console_log::ConsoleLog`].
+//!
+//! Order at the end: the vCPUs stop first, then the devices, so that nothing runs that could start a device again.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use hull_vmm_protocol::control::VmStatus;
+
+use crate::boot::BootError;
+use crate::devices::pci::root::{AttachError, PciRoot};
+use crate::kvm::KvmError;
+use crate::kvm::vcpu::Environment;
+use crate::memory::MemoryError;
+
+pub mod build;
+pub mod console_log;
+pub mod devices;
+pub mod end;
+pub mod vcpus;
+
+use console_log::ConsoleLog;
+use devices::Devices;
+use end::EndReport;
+use vcpus::{VcpuThreads, WaitingVcpus};
+
+/// Why a machine cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// KVM refused something.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// There is nothing to boot.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// There is no memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// CPUID has more entries than KVM takes.
+    #[error("CPUID of a vCPU")]
+    Cpuid(#[source] vmm_sys_util::fam::Error),
+    /// A device that every machine has cannot be attached.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// The host refused something.
+    #[error("{operation}")]
+    Host {
+        /// What was asked of it.
+        operation: &'static str,
+        /// Its answer.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// A machine.
+pub struct Machine {
+    /// Its devices behind PCI.
+    pub devices: Devices,
+    /// What its console has printed.
+    pub console: ConsoleLog,
+    /// Where its end is told.
+    pub end: EndReport,
+    pci: Arc<PciRoot>,
+    environment: Environment,
+    waiting: WaitingVcpus,
+    running: VcpuThreads,
+}
+
+impl Machine {
+    /// Starts the vCPUs.
+    ///
+    /// # Errors
+    /// The host has no thread left.
+    pub fn start(&mut self) -> Result<(), MachineError> {
+        for vcpu in self.waiting.drain() {
+            self.running
+                .spawn(vcpu, self.environment.clone(), self.end.clone())
+                .map_err(|source| MachineError::Host {
+                    operation: "start a vCPU's thread",
+                    source,
+                })?;
+        }
+        Ok(())
+    }
+
+    /// Stops the vCPUs, then the devices.
+    pub fn stop(&mut self) {
+        self.environment.stop.set();
+        self.running.join();
+        self.pci.shut_down();
+    }
+
+    /// How the machine is.
+    #[must_use]
+    pub fn status(&self) -> VmStatus {
+        VmStatus {
+            pid: std::process::id(),
+            exits: self.environment.exits.load(Ordering::Relaxed),
+            devices: self.devices.ids(),
+        }
+    }
+}
