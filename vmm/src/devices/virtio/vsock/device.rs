@@ -9,10 +9,9 @@ use virtio_queue::QueueT;
 
 use super::backend::UnixSockets;
 use super::muxer::Muxer;
-use super::worker::{RX_QUEUE, TX_QUEUE, Worker};
-use crate::devices::virtio::device::{
-    ActivateError, Activation, ActiveQueue, DeviceType, VirtioDevice,
-};
+use super::worker::{KickedRing, RX_QUEUE, TX_QUEUE, Worker};
+use crate::devices::virtio::device::{ActivateError, Activation, DeviceType, VirtioDevice};
+use crate::devices::virtio::ring::Ring;
 use crate::devices::virtio::worker_thread::WorkerThread;
 
 /// Receive, transmit, events. Linux fills all of the receive queue with pages as it boots, so it is no longer than
@@ -72,12 +71,14 @@ impl VirtioDevice for Vsock {
         let event_idx = activation.features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
         let mut queues = activation.queues.into_iter();
         let mut ready = |index| {
-            let mut active: ActiveQueue = queues
+            let active = queues
                 .next()
                 .filter(|active| active.queue.ready())
                 .ok_or(ActivateError::QueueNotReady(index))?;
-            active.queue.set_event_idx(event_idx);
-            Ok(active)
+            Ok(KickedRing {
+                ring: Ring::new(active.queue, event_idx),
+                kick: active.kick,
+            })
         };
         let rx = ready(RX_QUEUE)?;
         let tx = ready(TX_QUEUE)?;

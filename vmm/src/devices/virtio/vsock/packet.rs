@@ -1,17 +1,18 @@
 //! Packets in the guest's buffers (virtio 1.2 §5.10.6): a header and its payload, laid out over any number of
 //! descriptors (§2.7.4.2 lets the driver choose; Linux sends one, two, or one for each page).
 
-use virtio_queue::DescriptorChain;
-use vm_memory::{GuestMemory as _, VolatileSlice};
+use vm_memory::VolatileSlice;
 
+use crate::devices::virtio::buffers::{ChainError, gather_readable, gather_writable};
+use crate::devices::virtio::ring::Chain;
 use crate::memory::GuestMemory;
 
 /// Why a chain holds no packet.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum PacketError {
-    /// A descriptor points outside guest memory.
-    #[error("a descriptor points outside guest memory")]
-    BadAddress,
+    /// The chain itself is malformed.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
     /// The chain is shorter than it must be.
     #[error("{0} bytes are too few")]
     TooShort(usize),
@@ -120,28 +121,12 @@ pub(super) struct Buffers<'a> {
 }
 
 impl<'a> Buffers<'a> {
-    /// The pieces of `chain` that the device writes (or reads), up to `limit` bytes.
-    fn from_chain(
-        memory: &'a GuestMemory,
-        chain: DescriptorChain<&'a GuestMemory>,
-        device_writes: bool,
-        limit: usize,
-    ) -> Result<Self, PacketError> {
+    fn new(slices: Vec<VolatileSlice<'a>>) -> Self {
         let mut buffers = Self::default();
-        for descriptor in chain {
-            if descriptor.is_write_only() != device_writes {
-                continue;
-            }
-            // A descriptor's length is 32 bits, and usize is wider on all hosts with KVM.
-            let len = (descriptor.len() as usize).min(limit - buffers.len);
-            for slice in memory.get_slices(descriptor.addr(), len) {
-                buffers.push(slice.map_err(|_| PacketError::BadAddress)?);
-            }
-            if buffers.len == limit {
-                break;
-            }
+        for slice in slices {
+            buffers.push(slice);
         }
-        Ok(buffers)
+        buffers
     }
 
     fn push(&mut self, slice: VolatileSlice<'a>) {
@@ -210,23 +195,26 @@ impl<'a> Packet<'a> {
     /// Reads the packet in a chain of the transmit queue.
     ///
     /// # Errors
-    /// The chain is not within guest memory or too short for a header.
+    /// The chain is malformed or too short for a header.
     pub(super) fn from_chain(
         memory: &'a GuestMemory,
-        chain: DescriptorChain<&'a GuestMemory>,
+        chain: Chain<'a>,
     ) -> Result<Self, PacketError> {
-        let most = super::BUF_ALLOC as usize;
-        let buffers = Buffers::from_chain(memory, chain, false, Header::SIZE + most)?;
+        let mut slices = Vec::new();
+        gather_readable(memory, chain, &mut slices)?;
+        let buffers = Buffers::new(slices);
         if buffers.len() < Header::SIZE {
             return Err(PacketError::TooShort(buffers.len()));
         }
         let mut bytes = [0; Header::SIZE];
         buffers.range(0, Header::SIZE).copy_to(&mut bytes);
         let header = Header::from_bytes(&bytes);
-        let payload = buffers.range(Header::SIZE, header.len as usize);
+        // A connection that takes more than its credit at once does not exist.
+        let len = header.len as usize;
+        let payload = buffers.range(Header::SIZE, len.min(super::BUF_ALLOC as usize));
         Ok(Self {
             header,
-            payload: (payload.len() == header.len as usize).then_some(payload),
+            payload: (payload.len() == len).then_some(payload),
         })
     }
 }
@@ -246,13 +234,14 @@ impl<'a> PacketRoom<'a> {
     /// The room in a chain of the receive queue.
     ///
     /// # Errors
-    /// The chain is not within guest memory or too short for any data.
+    /// The chain is malformed or too short for any data.
     pub(super) fn from_chain(
         memory: &'a GuestMemory,
-        chain: DescriptorChain<&'a GuestMemory>,
+        chain: Chain<'a>,
     ) -> Result<Self, PacketError> {
-        let limit = Header::SIZE + Self::MAX_PAYLOAD;
-        let buffers = Buffers::from_chain(memory, chain, true, limit)?;
+        let mut slices = Vec::new();
+        gather_writable(memory, chain, &mut slices)?;
+        let buffers = Buffers::new(slices);
         if buffers.len() <= Header::SIZE {
             return Err(PacketError::TooShort(buffers.len()));
         }

@@ -5,7 +5,6 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
@@ -13,7 +12,8 @@ use vmm_sys_util::eventfd::EventFd;
 use super::backend::HostSockets;
 use super::muxer::{FIRST_ENDPOINT, Muxer};
 use super::packet::{Packet, PacketRoom};
-use crate::devices::virtio::device::{ActiveQueue, Interrupt};
+use crate::devices::virtio::device::Interrupt;
+use crate::devices::virtio::ring::{Chain, Ring, RingError};
 use crate::memory::{GuestMemory, SharedMemory};
 
 /// The queues by their index (§5.10.2). The third is for events, of which there are none yet.
@@ -35,12 +35,19 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// What the worker waits for at once.
 const EVENTS_PER_TURN: usize = 64;
 
+/// One of the device's queues.
+pub(super) struct KickedRing {
+    pub(super) ring: Ring,
+    /// Signalled when the driver offers more.
+    pub(super) kick: EventFd,
+}
+
 /// The device at work.
 pub(super) struct Worker<H> {
-    pub(super) memory: SharedMemory,
-    pub(super) rx: ActiveQueue,
-    pub(super) tx: ActiveQueue,
-    pub(super) interrupt: Arc<dyn Interrupt>,
+    memory: SharedMemory,
+    rx: KickedRing,
+    tx: KickedRing,
+    interrupt: Arc<dyn Interrupt>,
     pub(super) muxer: Muxer<H>,
     accept_again: Option<Instant>,
 }
@@ -52,7 +59,7 @@ pub(super) enum Turn {
     Busy,
     /// There is nothing to do until the next event.
     Idle,
-    /// The worker was told to stop.
+    /// The worker was told to stop, or the driver broke a queue.
     Stop,
 }
 
@@ -63,8 +70,8 @@ impl<H: HostSockets> Worker<H> {
     /// The host refuses to watch one of them.
     pub(super) fn new(
         memory: SharedMemory,
-        rx: ActiveQueue,
-        tx: ActiveQueue,
+        rx: KickedRing,
+        tx: KickedRing,
         interrupt: Arc<dyn Interrupt>,
         muxer: Muxer<H>,
     ) -> io::Result<Self> {
@@ -144,14 +151,22 @@ impl<H: HostSockets> Worker<H> {
             self.set_listening(true);
         }
         self.muxer.expire(now);
-        let guard = self.memory.memory();
-        let tx_left = self.take_from_guest(&guard);
-        let rx_left = self.give_to_guest(&guard, now);
-        if count == EVENTS_PER_TURN || tx_left || rx_left {
-            Turn::Busy
-        } else {
-            Turn::Idle
+        match self.move_packets(now) {
+            Ok(more) if more || count == EVENTS_PER_TURN => Turn::Busy,
+            Ok(_) => Turn::Idle,
+            Err(error) => {
+                tracing::warn!(%error, "the driver broke a vsock queue");
+                Turn::Stop
+            }
         }
+    }
+
+    /// Moves packets both ways. True if the turn was over before all were moved.
+    fn move_packets(&mut self, now: Instant) -> Result<bool, RingError> {
+        let memory = self.memory.memory();
+        let tx_left = self.take_from_guest(&memory)?;
+        let rx_left = self.give_to_guest(&memory, now)?;
+        Ok(tx_left || rx_left)
     }
 
     fn accept(&mut self) {
@@ -180,39 +195,36 @@ impl<H: HostSockets> Worker<H> {
     }
 
     /// Hands the guest's packets to the muxer. True if the turn was over before all were taken.
-    fn take_from_guest(&mut self, memory: &GuestMemory) -> bool {
+    fn take_from_guest(&mut self, memory: &GuestMemory) -> Result<bool, RingError> {
         let mut taken = 0;
-        while taken < PACKETS_PER_TURN {
-            let Some(chain) = pop(&mut self.tx.queue, memory) else {
-                break;
-            };
+        while taken < PACKETS_PER_TURN
+            && let Some(chain) = pop(&mut self.tx.ring, memory)?
+        {
             let head = chain.head_index();
             match Packet::from_chain(memory, chain) {
                 Ok(packet) => self.muxer.receive(&packet),
                 Err(error) => tracing::debug!(%error, "dropped a packet of the guest"),
             }
-            add_used(&mut self.tx.queue, memory, head, 0);
+            self.tx.ring.push_used(memory, head, 0)?;
             taken += 1;
         }
-        if taken > 0 {
-            signal(&mut self.tx.queue, memory, &*self.interrupt, TX_QUEUE);
-        }
-        taken == PACKETS_PER_TURN
+        self.show(TX_QUEUE, memory)?;
+        Ok(taken == PACKETS_PER_TURN)
     }
 
     /// Fills the guest's buffers with packets. True if the turn was over before all were sent.
-    fn give_to_guest(&mut self, memory: &GuestMemory, now: Instant) -> bool {
+    fn give_to_guest(&mut self, memory: &GuestMemory, now: Instant) -> Result<bool, RingError> {
         let mut given = 0;
-        while given < PACKETS_PER_TURN && self.muxer.has_packet() {
-            let Some(chain) = pop(&mut self.rx.queue, memory) else {
-                break;
-            };
+        while given < PACKETS_PER_TURN
+            && self.muxer.has_packet()
+            && let Some(chain) = pop(&mut self.rx.ring, memory)?
+        {
             let head = chain.head_index();
             let used = match PacketRoom::from_chain(memory, chain) {
                 Ok(room) => match self.muxer.next_packet(&room, now) {
                     Some(header) => room.finish(header),
                     None => {
-                        self.rx.queue.go_to_previous_position();
+                        self.rx.ring.unpop(1);
                         break;
                     }
                 },
@@ -221,37 +233,34 @@ impl<H: HostSockets> Worker<H> {
                     0
                 }
             };
-            add_used(&mut self.rx.queue, memory, head, used);
+            self.rx.ring.push_used(memory, head, used)?;
             given += 1;
         }
-        if given > 0 {
-            signal(&mut self.rx.queue, memory, &*self.interrupt, RX_QUEUE);
+        self.show(RX_QUEUE, memory)?;
+        Ok(given == PACKETS_PER_TURN)
+    }
+
+    /// Shows the driver what was used.
+    fn show(&mut self, index: u16, memory: &GuestMemory) -> Result<(), RingError> {
+        let ring = match index {
+            RX_QUEUE => &mut self.rx.ring,
+            _ => &mut self.tx.ring,
+        };
+        ring.publish(memory)?;
+        if ring.needs_interrupt(memory)? {
+            self.interrupt.signal_queue(index);
         }
-        given == PACKETS_PER_TURN
+        Ok(())
     }
 }
 
-/// The next chain that the driver made available; if there is none, the driver will notify the next one. A queue that
-/// the driver broke has none.
-fn pop<'m>(queue: &mut Queue, memory: &'m GuestMemory) -> Option<DescriptorChain<&'m GuestMemory>> {
-    if let Some(chain) = queue.iter(memory).ok()?.next() {
-        return Some(chain);
+/// The next chain that the driver offers; if there is none, the driver will kick for the next one.
+fn pop<'m>(ring: &mut Ring, memory: &'m GuestMemory) -> Result<Option<Chain<'m>>, RingError> {
+    if let Some(chain) = ring.pop(memory)? {
+        return Ok(Some(chain));
     }
-    if queue.enable_notification(memory).ok()? {
-        return queue.iter(memory).ok()?.next();
+    if ring.enable_kicks(memory)? {
+        return ring.pop(memory);
     }
-    None
-}
-
-fn add_used(queue: &mut Queue, memory: &GuestMemory, head: u16, len: u32) {
-    if let Err(error) = queue.add_used(memory, head, len) {
-        tracing::debug!(%error, head, "the used ring does not take a buffer");
-    }
-}
-
-fn signal(queue: &mut Queue, memory: &GuestMemory, interrupt: &dyn Interrupt, index: u16) {
-    // Where the driver's wish cannot be read, an interrupt too many does no harm.
-    if queue.needs_notification(memory).unwrap_or(true) {
-        interrupt.signal_queue(index);
-    }
+    Ok(None)
 }

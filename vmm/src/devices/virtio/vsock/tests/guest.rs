@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::devices::virtio::device::ActiveQueue;
+use crate::devices::virtio::ring::Ring;
 use crate::devices::virtio::test_driver::{
     Buffer, READ, TestDriver, TestInterrupt, WRITE, guest_memory, read_bytes, write_bytes,
 };
@@ -20,7 +21,7 @@ use crate::devices::virtio::vsock::muxer::Muxer;
 use crate::devices::virtio::vsock::packet::{
     Header, Op, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM,
 };
-use crate::devices::virtio::vsock::worker::{Turn, Worker};
+use crate::devices::virtio::vsock::worker::{KickedRing, Turn, Worker};
 use crate::memory::{GuestMemory, SharedMemory};
 
 pub(super) const CID: u64 = 3;
@@ -58,6 +59,15 @@ pub(super) fn active(driver: &TestDriver, kick: &EventFd) -> ActiveQueue {
     }
 }
 
+/// A queue as the worker gets it.
+fn kicked(driver: &TestDriver, kick: &EventFd) -> KickedRing {
+    let active = active(driver, kick);
+    KickedRing {
+        ring: Ring::new(active.queue, false),
+        kick: active.kick,
+    }
+}
+
 impl Guest {
     /// A guest that offers `rx_buffers` receive buffers with room for `rx_payload` bytes each.
     pub(super) fn new(rx_buffers: u64, rx_payload: u32) -> Self {
@@ -72,8 +82,8 @@ impl Guest {
         let muxer = Muxer::new(CID, sockets).expect("muxer");
         let worker = Worker::new(
             SharedMemory::new(memory.clone()),
-            active(&rx, &rx_kick),
-            active(&tx, &tx_kick),
+            kicked(&rx, &rx_kick),
+            kicked(&tx, &tx_kick),
             Arc::new(TestInterrupt::default()),
             muxer,
         )

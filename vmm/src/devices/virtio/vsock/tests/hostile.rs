@@ -7,6 +7,7 @@ use super::guest::{CID, Guest, noise, read_ok};
 use super::{WINDOW, connected, read_to_end};
 use crate::devices::virtio::test_driver::{Buffer, NEXT, READ, WRITE};
 use crate::devices::virtio::vsock::packet::{Header, Op, SHUTDOWN_SEND};
+use crate::devices::virtio::vsock::worker::Turn;
 use crate::devices::virtio::vsock::{BUF_ALLOC, MAX_ENDPOINTS, MAX_GUEST_OPENED};
 
 fn stray(change: impl FnOnce(&mut Header)) -> Header {
@@ -262,17 +263,25 @@ fn chains_that_hold_no_packet_are_returned() {
 }
 
 #[test]
-fn broken_rings_stop_nothing_but_themselves() {
-    let mut guest = Guest::new(4, 100);
-    guest.tx.offer(0xffff);
-    guest.kick();
-    // An index far beyond the ring's size.
-    guest.tx.set_avail_index(30_000);
-    guest.kick();
-    guest.rx.set_avail_index(50_000);
-    guest.kick();
-    let _program = guest.host_connects(9);
-    guest.kick();
+fn a_broken_ring_stops_the_device() {
+    let table: &[(&str, fn(&mut Guest))] = &[
+        ("a head beyond the table", |guest| guest.tx.offer(0xffff)),
+        ("far more packets than fit", |guest| {
+            guest.tx.set_avail_index(30_000)
+        }),
+        ("far more buffers than fit", |guest| {
+            guest.rx.set_avail_index(50_000)
+        }),
+    ];
+    for (name, break_ring) in table {
+        let mut guest = Guest::new(4, 100);
+        let _program = guest.host_connects(9);
+        break_ring(&mut guest);
+        guest.rx_kick.write(1).expect("kick");
+        guest.tx_kick.write(1).expect("kick");
+        let stopped = (0..4).any(|_| guest.worker.turn(Some(Duration::ZERO)) == Turn::Stop);
+        assert!(stopped, "{name}");
+    }
 }
 
 #[test]
