@@ -6,6 +6,7 @@ pub mod console;
 pub mod device;
 pub mod fs;
 pub mod kick_wait;
+pub mod net;
 pub mod pci;
 pub mod ring;
 pub mod rng;
