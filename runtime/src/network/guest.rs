@@ -48,7 +48,15 @@ pub(super) fn view(snapshot: &Snapshot, nics: &[NicState]) -> (SetNetworkRequest
     }
     for message in &snapshot.routes {
         match route(snapshot, &uplinks, message) {
-            Ok(route) => request.routes.extend(route),
+            Ok(None) => {}
+            Ok(Some((route, complete))) => {
+                if !complete {
+                    not_carried.push(NotCarried::RouteMetrics {
+                        destination: route.destination.clone(),
+                    });
+                }
+                request.routes.push(route);
+            }
             Err(reason) => not_carried.push(NotCarried::Route {
                 destination: destination(message),
                 reason: reason.into(),
@@ -152,6 +160,8 @@ struct RouteParts {
     table: u32,
     metric: u32,
     mtu: u32,
+    /// It has metrics other than an MTU.
+    other_metrics: bool,
 }
 
 impl RouteParts {
@@ -174,7 +184,7 @@ impl RouteParts {
                     for metric in metrics {
                         match metric {
                             RouteMetric::Mtu(mtu) => parts.mtu = *mtu,
-                            _ => return Err("it has metrics other than an MTU"),
+                            _ => parts.other_metrics = true,
                         }
                     }
                 }
@@ -202,12 +212,13 @@ fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-/// A route for the guest; nothing for one that is not the guest's, or that its kernel makes itself.
+/// A route for the guest, and whether it has all its metrics; nothing for one that is not the guest's, or that its
+/// kernel makes itself.
 fn route(
     snapshot: &Snapshot,
     uplinks: &[(&NicState, &Link)],
     message: &RouteMessage,
-) -> Result<Option<Route>, &'static str> {
+) -> Result<Option<(Route, bool)>, &'static str> {
     if is_made_by_kernel(snapshot, message) {
         return Ok(None);
     }
@@ -233,7 +244,7 @@ fn route(
         None => String::new(),
     };
     let parts = RouteParts::of(message)?;
-    Ok(Some(Route {
+    let route = Route {
         destination: destination(message),
         gateway: text(parts.gateway),
         source: text(parts.source),
@@ -246,7 +257,8 @@ fn route(
         mtu: parts.mtu,
         flags: (message.header.flags & RouteFlags::Onlink).bits(),
         ..Default::default()
-    }))
+    };
+    Ok(Some((route, !parts.other_metrics)))
 }
 
 fn text(ip: Option<IpAddr>) -> String {

@@ -88,6 +88,12 @@ pub enum NotCarried {
         /// Why not.
         reason: String,
     },
+    /// Metrics of a route, which is carried without them.
+    #[error("route {destination} goes to the VM without its metrics other than the MTU")]
+    RouteMetrics {
+        /// Its destination.
+        destination: String,
+    },
     /// A policy rule.
     #[error("rule {priority} cannot be given to the VM: {reason}")]
     Rule {
@@ -199,15 +205,21 @@ impl Reconciliation<'_, '_> {
         let known = self.state.nics.len();
         for link in &snapshot.links.0 {
             let mut nics = self.state.nics.iter();
-            if nics.any(|nic| nic.uplink.ifindex == link.index) || !is_candidate(&snapshot, link) {
+            if nics.any(|nic| nic.uplink.ifindex == link.index)
+                || !is_candidate(&snapshot.links, link)
+            {
                 continue;
             }
             match self.take(&snapshot, wiring, link) {
                 Ok(Ok(nic)) => new_nics.push(nic),
-                Ok(Err(reason)) => not_carried.push(NotCarried::Uplink {
-                    name: link.name.clone(),
-                    reason,
-                }),
+                Ok(Err(reason)) if is_in_use(&snapshot, link) => {
+                    not_carried.push(NotCarried::Uplink {
+                        name: link.name.clone(),
+                        reason,
+                    });
+                }
+                // Kernels put links into every namespace that nobody uses: `tunl0`, `gretap0`.
+                Ok(Err(_)) => {}
                 Err(failure) => {
                     drop(new_nics);
                     return Err(self.release_new(known, failure));
@@ -397,17 +409,16 @@ fn is_whole(nic: &NicState, uplink: &Link, links: &Links) -> bool {
         && uplink.mtu <= nic.mtu.into()
 }
 
-/// Whether a link is the container's: not the loopback interface, not hull's own, not behind another link, and in
-/// use if it is of a kind that kernels put into every namespace (`tunl0`, `gretap0`).
-fn is_candidate(snapshot: &Snapshot, link: &Link) -> bool {
+/// Whether a link is the container's: not the loopback interface, not hull's own, and not behind another link.
+fn is_candidate(links: &Links, link: &Link) -> bool {
     let own_kind = link.is(&InfoKind::Bridge) || link.is(&InfoKind::Tun);
     if link.is_loopback() || (own_kind && index_of_own_name(&link.name).is_some()) {
         return false;
     }
-    let master = link.master.and_then(|index| snapshot.links.indexed(index));
-    if master.is_some_and(|master| !master.is(&InfoKind::Vrf)) {
-        return false;
-    }
-    let in_use = link.is_up() || snapshot.addresses_of(link).next().is_some();
-    in_use || link.mac.is_some_and(MacAddress::is_unicast)
+    let master = link.master.and_then(|index| links.indexed(index));
+    master.is_none_or(|master| master.is(&InfoKind::Vrf))
+}
+
+fn is_in_use(snapshot: &Snapshot, link: &Link) -> bool {
+    link.is_up() || snapshot.addresses_of(link).next().is_some()
 }

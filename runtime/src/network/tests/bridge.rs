@@ -238,10 +238,12 @@ fn bridge_filters_are_off_while_a_nic_is_there() {
     let mut lab = Lab::with_eth0();
     let path = "/proc/sys/net/bridge/bridge-nf-call-iptables";
     let there = run(&lab.pod, &format!("test -e {path} && echo there || true"));
-    assert_eq!(
-        there, "there\n",
-        "this kernel has no br_netfilter per namespace"
-    );
+    if there.is_empty() {
+        // Without br_netfilter there is nothing to switch off, and nothing to remember.
+        let _reconciled = lab.reconcile(Model::Bridge);
+        assert_eq!(lab.state.sysctls, []);
+        return;
+    }
     run(&lab.pod, &format!("echo 1 > {path}"));
     let before = lab.pod_as_seen();
     let reconciled = lab.reconcile(Model::Bridge);
