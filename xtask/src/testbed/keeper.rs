@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -20,10 +21,11 @@ pub(super) const READY: &str = "ready\n";
 
 /// How long a machine that nobody uses stays.
 const IDLE_LIMIT: Duration = Duration::from_secs(15 * 60);
-const CHECK_INTERVAL: Duration = Duration::from_secs(2);
+const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Restores the instance `name` from the image in `image`, and stays with it to its end.
 pub(crate) fn keep(name: &str, image: PathBuf) -> Result<()> {
+    close_inherited_files()?;
     let instance = Instance::named(name)?;
     // Dropped last: whoever wants to use an idle machine waits until it has ended, and then starts it anew.
     let _ending;
@@ -56,6 +58,19 @@ pub(crate) fn keep(name: &str, image: PathBuf) -> Result<()> {
         sleep(CHECK_INTERVAL);
     }
     eprintln!("the machine has ended by itself\n{}", machine.said());
+    Ok(())
+}
+
+/// Closes what the starter's own callers left open (a pipe, say, whose reader waits for its end).
+fn close_inherited_files() -> Result<()> {
+    let mut open = Vec::new();
+    for entry in fs::read_dir("/proc/self/fd")? {
+        open.extend(entry?.file_name().to_string_lossy().parse::<RawFd>());
+    }
+    for fd in open.into_iter().filter(|&fd| fd > 2) {
+        // One was the directory's, and is closed by now.
+        let _ = nix::unistd::close(fd);
+    }
     Ok(())
 }
 
