@@ -457,21 +457,32 @@ pub(super) struct Draining {
     bytes: OutBuffer,
 }
 
+/// How far a [`Draining`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Drained {
+    /// The host takes no more for the moment.
+    Waiting,
+    /// There is nothing more to do.
+    Finished,
+}
+
 impl Draining {
-    /// Writes on; true when there is nothing more to do.
-    pub(super) fn host_event(&mut self, events: EventSet) -> bool {
+    /// Writes on.
+    pub(super) fn host_event(&mut self, events: EventSet) -> Drained {
         if events.intersects(EventSet::HANG_UP | EventSet::ERROR) {
-            return true;
+            return Drained::Finished;
         }
         while !self.bytes.is_empty() {
             match self.bytes.write_to(&self.stream) {
                 Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Drained::Waiting;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return true,
+                Err(_) => return Drained::Finished,
             }
         }
-        true
+        Drained::Finished
     }
 }
 

@@ -14,7 +14,7 @@ use std::time::Instant;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::backend::HostSockets;
-use super::connection::{Connection, Draining, Fate};
+use super::connection::{Connection, Drained, Draining, Fate};
 use super::greeting::{self, Greeting};
 use super::packet::{Header, Op, Packet, PacketRoom, TYPE_STREAM};
 use super::{HOST_CID, MAX_ENDPOINTS, MAX_GUEST_OPENED};
@@ -151,11 +151,10 @@ impl<H: HostSockets> Muxer<H> {
                 let fate = connection.host_event(events);
                 self.settle(id, fate);
             }
-            Some(Endpoint::Draining { draining, .. }) => {
-                if draining.host_event(events) {
-                    self.remove(id);
-                }
-            }
+            Some(Endpoint::Draining { draining, .. }) => match draining.host_event(events) {
+                Drained::Finished => self.remove(id),
+                Drained::Waiting => {}
+            },
         }
     }
 

@@ -149,8 +149,7 @@ impl Guest {
     pub(super) fn send_in_pieces(&mut self, header: Header, payload: &[u8], pieces: usize) {
         let address = loop {
             while let Some((head, _)) = self.tx.take_used() {
-                self.tx_free
-                    .extend(self.tx_addresses.remove(&head).into_iter());
+                self.tx_free.extend(self.tx_addresses.remove(&head));
             }
             if let Some(address) = self.tx_free.pop() {
                 break address;

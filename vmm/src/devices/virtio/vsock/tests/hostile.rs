@@ -132,7 +132,9 @@ fn packets_of_no_connection_are_reset_or_dropped() {
 
 #[test]
 fn packets_that_break_a_connections_rules_reset_it() {
-    let table: &[(&str, fn(&mut Header), usize)] = &[
+    /// What breaks a rule, how, and with how much payload.
+    type Case = (&'static str, fn(&mut Header), usize);
+    let table: &[Case] = &[
         ("a second request", |h| h.op = Op::Request as u16, 0),
         ("a second response", |h| h.op = Op::Response as u16, 0),
         ("operation 99", |h| h.op = 99, 0),
@@ -264,7 +266,8 @@ fn chains_that_hold_no_packet_are_returned() {
 
 #[test]
 fn a_broken_ring_stops_the_device() {
-    let table: &[(&str, fn(&mut Guest))] = &[
+    type Case = (&'static str, fn(&mut Guest));
+    let table: &[Case] = &[
         ("a head beyond the table", |guest| guest.tx.offer(0xffff)),
         ("far more packets than fit", |guest| {
             guest.tx.set_avail_index(30_000)
