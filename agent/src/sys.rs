@@ -61,7 +61,7 @@ fn own_received(fd: RawFd) -> OwnedFd {
 pub(crate) fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` names the same open descriptor for as long as it lives, and closes it when it is dropped,
     // which the `AsyncFd` that owns it from here on does after it has deregistered it.
-    unsafe { AsyncFd::register(fd) }
+    Ok(unsafe { AsyncFd::register(fd) }?)
 }
 
 /// TIOCSWINSZ.

@@ -1,1 +1,357 @@
+//! The network on real links, in a network namespace that each test makes for its thread. Needs root and ip(8).
 
+use std::error::Error;
+use std::process::Command;
+
+use hull_agent_protocol::agent::{Interface, IpAddress, Neighbour, Route, Rule};
+use nix::sched::{CloneFlags, unshare};
+
+use super::*;
+
+type TestResult = Result<(), Box<dyn Error + Send + Sync>>;
+
+const FIRST: &str = "02:00:00:00:00:01";
+const SECOND: &str = "02:00:00:00:00:02";
+
+/// Runs a test in a thread with a network namespace of its own.
+fn in_a_namespace(test: impl AsyncFnOnce(&Network) -> TestResult + Send + 'static) -> TestResult {
+    let thread = std::thread::spawn(move || -> TestResult {
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)?;
+        // Names below /sys/class/net and /proc/sys/net are those of the namespace that looks.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let rescan = tempfile::NamedTempFile::new()?;
+        runtime.block_on(async {
+            bring_loopback_up().await?;
+            test(&Network::new(rescan.path())).await
+        })
+    });
+    match thread.join() {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// Runs ip(8) in the thread's namespace, and gives its output.
+fn ip(arguments: &str) -> Result<String, Box<dyn Error + Send + Sync>> {
+    let output = Command::new("ip").args(arguments.split(' ')).output()?;
+    if !output.status.success() {
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        return Err(format!("ip {arguments}: {errors}").into());
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// A link with a MAC address, whose carrier is up: one end of a veth pair.
+fn nic(name: &str, mac: &str) -> TestResult {
+    ip(&format!(
+        "link add {name} address {mac} type veth peer name p-{name}"
+    ))?;
+    ip(&format!("link set p-{name} up"))?;
+    Ok(())
+}
+
+fn interface(mac: &str, name: &str, addresses: &[&str]) -> Interface {
+    let addresses = addresses.iter().map(|cidr| IpAddress {
+        cidr: (*cidr).to_owned(),
+        ..Default::default()
+    });
+    Interface {
+        mac: mac.to_owned(),
+        name: name.to_owned(),
+        mtu: 1500,
+        addresses: addresses.collect(),
+        up: true,
+        ..Default::default()
+    }
+}
+
+fn route(destination: &str, gateway: &str, interface: &str) -> Route {
+    Route {
+        destination: destination.to_owned(),
+        gateway: gateway.to_owned(),
+        interface: interface.to_owned(),
+        table: 254,
+        scope: if gateway.is_empty() { 253 } else { 0 },
+        protocol: 3,
+        kind: 1,
+        ..Default::default()
+    }
+}
+
+async fn set(network: &Network, request: SetNetworkRequest) -> Result<Vec<String>, NetworkError> {
+    network.set(&request).await
+}
+
+#[test]
+fn an_interface_gets_its_name_mtu_addresses_and_routes() -> TestResult {
+    in_a_namespace(async |network| {
+        nic("x0", FIRST)?;
+        let mut eth0 = interface(FIRST, "eth0", &["10.1.2.3/24", "fd00::3/64"]);
+        eth0.mtu = 1400;
+        eth0.addresses[0].broadcast = "10.1.2.255".to_owned();
+        let mut far = route("10.9.0.0/16", "10.8.0.1", "eth0");
+        far.metric = 50;
+        far.mtu = 1300;
+        far.source = "10.1.2.3".to_owned();
+        let mut other_table = route("0.0.0.0/0", "10.1.2.1", "eth0");
+        other_table.table = 1000;
+        let mut blackhole = route("10.99.0.0/16", "", "");
+        blackhole.kind = 6;
+        blackhole.scope = 0;
+        let mut on_link = route("192.168.7.0/24", "172.31.0.1", "eth0");
+        on_link.flags = 4;
+        let request = SetNetworkRequest {
+            interfaces: vec![eth0],
+            routes: vec![
+                // Reachable only through the next one.
+                far,
+                route("10.8.0.0/24", "", "eth0"),
+                route("0.0.0.0/0", "10.1.2.1", "eth0"),
+                route("::/0", "fd00::1", "eth0"),
+                other_table,
+                blackhole,
+                on_link,
+            ],
+            neighbours: vec![Neighbour {
+                address: "10.1.2.1".to_owned(),
+                mac: SECOND.to_owned(),
+                interface: "eth0".to_owned(),
+                state: 0x80,
+                ..Default::default()
+            }],
+            rules: vec![Rule {
+                priority: 100,
+                table: 1000,
+                source: "10.1.2.3/32".to_owned(),
+                fwmark: 7,
+                action: 1,
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        assert_eq!(set(network, request.clone()).await?, [""; 0]);
+        // The same again changes nothing and fails at nothing.
+        assert_eq!(set(network, request.clone()).await?, [""; 0]);
+
+        let link = ip("-o link show eth0")?;
+        assert!(link.contains("mtu 1400") && link.contains(",UP"), "{link}");
+        let addresses = ip("-o addr show eth0")?;
+        assert!(
+            addresses.contains("10.1.2.3/24 brd 10.1.2.255"),
+            "{addresses}"
+        );
+        let ipv6 = addresses.lines().find(|line| line.contains("fd00::3/64"));
+        assert!(
+            ipv6.is_some_and(|line| !line.contains("tentative")),
+            "{addresses}"
+        );
+        let routes = ip("route show table all")?;
+        for line in [
+            "default via 10.1.2.1 dev eth0 \n",
+            "default via 10.1.2.1 dev eth0 table 1000",
+            "10.9.0.0/16 via 10.8.0.1 dev eth0 src 10.1.2.3 metric 50 mtu 1300",
+            "blackhole 10.99.0.0/16",
+            "192.168.7.0/24 via 172.31.0.1 dev eth0 onlink",
+            "10.1.2.0/24 dev eth0 proto kernel scope link src 10.1.2.3",
+        ] {
+            assert!(routes.contains(line), "{line} is not in\n{routes}");
+        }
+        assert!(ip("-6 route show")?.contains("default via fd00::1 dev eth0"));
+        assert!(ip("neigh show")?.contains("10.1.2.1 dev eth0 lladdr 02:00:00:00:00:02 PERMANENT"));
+        let rules = ip("rule show")?;
+        assert!(
+            rules.contains("100:\tfrom 10.1.2.3 fwmark 0x7 lookup 1000"),
+            "{rules}"
+        );
+        assert_eq!(rules.lines().count(), 4);
+
+        let bare = SetNetworkRequest {
+            interfaces: vec![interface(FIRST, "eth0", &["10.1.2.4/24"])],
+            ..Default::default()
+        };
+        assert_eq!(set(network, bare).await?, [""; 0]);
+        let addresses = ip("-o addr show eth0")?;
+        assert!(
+            !addresses.contains("10.1.2.3") && !addresses.contains("fd00"),
+            "{addresses}"
+        );
+        assert!(addresses.contains("10.1.2.4/24"), "{addresses}");
+        let routes = ip("route show table all type unicast")?;
+        assert!(
+            !routes.contains("default") && !routes.contains("10.9"),
+            "{routes}"
+        );
+        assert!(!ip("neigh show nud permanent")?.contains("10.1.2.1"));
+        assert_eq!(ip("rule show")?.lines().count(), 3);
+        Ok(())
+    })
+}
+
+#[test]
+fn interfaces_swap_their_names() -> TestResult {
+    in_a_namespace(async |network| {
+        nic("eth0", FIRST)?;
+        nic("eth1", SECOND)?;
+        let request = |first: &str, second: &str| SetNetworkRequest {
+            interfaces: vec![
+                interface(FIRST, first, &["10.0.1.1/24"]),
+                interface(SECOND, second, &["10.0.2.1/24"]),
+            ],
+            routes: vec![route("10.5.0.0/16", "10.0.2.9", second)],
+            ..Default::default()
+        };
+        for (first, second) in [("eth0", "eth1"), ("eth1", "eth0"), ("net0", "eth1")] {
+            assert_eq!(set(network, request(first, second)).await?, [""; 0]);
+            assert!(ip(&format!("-o link show {first}"))?.contains(FIRST));
+            assert!(ip(&format!("-o link show {second}"))?.contains(SECOND));
+            assert!(ip(&format!("-o addr show {first}"))?.contains("10.0.1.1/24"));
+            let routes = ip("route show")?;
+            assert!(
+                routes.contains(&format!("10.5.0.0/16 via 10.0.2.9 dev {second}")),
+                "{routes}"
+            );
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_nic_that_is_not_wanted_any_more_is_set_down_and_its_name_is_free() -> TestResult {
+    in_a_namespace(async |network| {
+        nic("x0", FIRST)?;
+        nic("x1", SECOND)?;
+        // A container's own link, which the runtime knows nothing of.
+        ip("link add own type veth peer name own-peer")?;
+        ip("link set own up")?;
+        ip("addr add 10.3.3.3/24 dev own")?;
+        let both = SetNetworkRequest {
+            interfaces: vec![
+                interface(FIRST, "eth0", &["10.0.1.1/24", "10.0.1.2/24"]),
+                interface(SECOND, "eth1", &["10.0.2.1/24"]),
+            ],
+            ..Default::default()
+        };
+        assert_eq!(set(network, both).await?, [""; 0]);
+        let one = SetNetworkRequest {
+            interfaces: vec![interface(SECOND, "eth0", &["10.0.2.1/24"])],
+            ..Default::default()
+        };
+        assert_eq!(set(network, one).await?, [""; 0]);
+        assert!(ip("-o link show eth0")?.contains(SECOND));
+        let links = ip("-o addr show")?;
+        assert!(!links.contains("10.0.1."), "{links}");
+        assert!(links.contains("10.3.3.3/24"), "{links}");
+        let gone = ip("-o link show")?;
+        let gone = gone
+            .lines()
+            .find(|line| line.contains(FIRST))
+            .unwrap_or_default();
+        assert!(
+            gone.contains("hull") && gone.contains("state DOWN"),
+            "{gone}"
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn a_nic_is_waited_for() -> TestResult {
+    in_a_namespace(async |network| {
+        let request = SetNetworkRequest {
+            interfaces: vec![interface(FIRST, "eth0", &["10.0.1.1/24"])],
+            wait_ms: 5000,
+            ..Default::default()
+        };
+        let later = async {
+            sleep(Duration::from_millis(50)).await;
+            nic("late", FIRST)
+        };
+        let (failures, made) = tokio::join!(network.set(&request), later);
+        made?;
+        assert_eq!(failures?, [""; 0]);
+        assert!(ip("-o addr show eth0")?.contains("10.0.1.1/24"));
+        assert_eq!(fs::read_to_string(network.pci_rescan())?, "1");
+        Ok(())
+    })
+}
+
+#[test]
+fn what_cannot_be_applied_is_told_and_the_rest_is_applied() -> TestResult {
+    in_a_namespace(async |network| {
+        nic("x0", FIRST)?;
+        let request = SetNetworkRequest {
+            interfaces: vec![
+                interface(FIRST, "eth0", &["10.0.1.1/24"]),
+                interface(SECOND, "eth1", &["10.0.2.1/24"]),
+            ],
+            routes: vec![
+                route("10.7.0.0/16", "10.66.0.1", "eth0"),
+                route("10.6.0.0/16", "10.0.1.9", "eth0"),
+                route("10.5.0.0/16", "", "eth1"),
+            ],
+            ..Default::default()
+        };
+        let failures = set(network, request).await?;
+        assert_eq!(failures.len(), 3, "{failures:?}");
+        assert_eq!(
+            failures[0],
+            "eth1: no NIC has the MAC address 02:00:00:00:00:02"
+        );
+        assert!(
+            failures[1].starts_with("add the route to 10.5.0.0/16: there is no interface eth1")
+        );
+        assert!(failures[2].starts_with("add the route to 10.7.0.0/16: the kernel refused: "));
+        assert!(ip("route show")?.contains("10.6.0.0/16 via 10.0.1.9"));
+        Ok(())
+    })
+}
+
+#[test]
+fn ipv6_is_switched_on_for_addresses_and_off_on_request() -> TestResult {
+    in_a_namespace(async |network| {
+        nic("x0", FIRST)?;
+        fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1")?;
+        fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1")?;
+        let mut request = SetNetworkRequest {
+            interfaces: vec![interface(FIRST, "eth0", &["10.0.1.1/24", "fd00::1/64"])],
+            ..Default::default()
+        };
+        assert_eq!(set(network, request.clone()).await?, [""; 0]);
+        assert!(ip("-6 -o addr show eth0")?.contains("fd00::1/64"));
+        request.interfaces[0].addresses.pop();
+        request.interfaces[0].disable_ipv6 = true;
+        assert_eq!(set(network, request).await?, [""; 0]);
+        assert_eq!(ip("-6 -o addr show eth0")?, "");
+        Ok(())
+    })
+}
+
+#[test]
+fn equal_routes_with_several_gateways_are_all_there() -> TestResult {
+    in_a_namespace(async |network| {
+        nic("x0", FIRST)?;
+        nic("x1", SECOND)?;
+        let request = SetNetworkRequest {
+            interfaces: vec![
+                interface(FIRST, "eth0", &["10.0.1.1/24", "fd01::1/64"]),
+                interface(SECOND, "eth1", &["10.0.2.1/24", "fd02::1/64"]),
+            ],
+            routes: vec![
+                route("fd77::/64", "fd01::9", "eth0"),
+                route("fd77::/64", "fd02::9", "eth1"),
+                route("fe80::/64", "", "eth0"),
+                route("fe80::/64", "", "eth1"),
+            ],
+            ..Default::default()
+        };
+        assert_eq!(set(network, request).await?, [""; 0]);
+        let routes = ip("-6 route show fd77::/64")?;
+        assert!(
+            routes.contains("fd01::9") && routes.contains("fd02::9"),
+            "{routes}"
+        );
+        Ok(())
+    })
+}
