@@ -29,6 +29,7 @@ use hull_vmm_protocol::outcome::{Cause, Outcome, Ready, StartFailure};
 use hull_vmm_protocol::socket;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signalfd::SignalFd;
+use tracing_subscriber::EnvFilter;
 
 /// Bytes of the console that an outcome holds after a crash.
 const OUTCOME_TAIL: usize = 8 * 1024;
@@ -77,7 +78,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
         .with_ansi(false)
-        .with_env_filter(tracing_subscriber::EnvFilter::from_env("HULL_VMM_LOG"))
+        .with_env_filter(log_filter())
         .init();
     let arguments = Arguments::parse();
     let ready = match arguments.ready_fd.map(take_descriptor).transpose() {
@@ -99,6 +100,17 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What HULL_VMM_LOG asks for, without what a guest can make other crates say as often as it likes.
+fn log_filter() -> EnvFilter {
+    ["fuse_backend_rs=off", "virtio_queue=off"]
+        .iter()
+        .filter_map(|directive| directive.parse().ok())
+        .fold(
+            EnvFilter::from_env("HULL_VMM_LOG"),
+            EnvFilter::add_directive,
+        )
 }
 
 /// Opens everything, enters the jail, makes the machine, and starts its vCPUs.

@@ -16,6 +16,8 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
 use nix::unistd::{chdir, pivot_root};
 
+use crate::devices::virtio::fs::credentials::keep_capabilities;
+
 /// Where the directory of the vsock device's Unix sockets is in the jail.
 pub const JAIL_VSOCK: &str = "/vsock";
 
@@ -88,6 +90,13 @@ pub fn enter(mount_point: &Path, vsock: &Path) -> Result<(), JailError> {
     bind(&vsock, Path::new(JAIL_VSOCK))?;
     // The one part of procfs that virtio-fs needs: to open anew, with other flags, what it has open.
     bind(&descriptors, Path::new("/proc/self/fd"))?;
+    // It opens this one as well, and does not use what it says.
+    let mount_info = Path::new("/proc/self/mountinfo");
+    fs::write(relative(mount_info), "").map_err(|source| JailError::Step {
+        operation: "make",
+        path: mount_info.to_owned(),
+        source,
+    })?;
 
     // The old root goes below the new one and is let go of at once (pivot_root(2), "pivot_root(".", ".")").
     step("make the root", mount_point, pivot_root(".", "."))?;
@@ -116,6 +125,11 @@ pub fn drop_privileges() -> Result<(), JailError> {
         .filter(|kept| held.contains(kept))
         .collect();
     if held.contains(&Capability::CAP_SETPCAP) {
+        keep_capabilities().map_err(|source| JailError::Step {
+            operation: "set the secure bits of",
+            path: PathBuf::from("/proc/self"),
+            source,
+        })?;
         let bounding = caps::read(None, CapSet::Bounding).map_err(JailError::Capabilities)?;
         for capability in bounding.difference(&kept) {
             caps::drop(None, CapSet::Bounding, *capability).map_err(JailError::Capabilities)?;

@@ -10,11 +10,13 @@
 //! follow, device nodes and FIFOs are not opened on the host.
 //!
 //! # What it needs of its process
-//! - `/proc` mounted when the device is made *and* while it works: files are reopened through `/proc/self/fd`, of which
-//!   one descriptor is kept, but extended attributes are reached by their path below `/proc/self/fd` each time.
-//! - CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_CHOWN, CAP_FOWNER, CAP_FSETID, CAP_SETUID, CAP_SETGID, CAP_SETPCAP, and
-//!   for device nodes and file capabilities CAP_MKNOD and CAP_SETFCAP, all effective in the user namespace that owns
-//!   the files. Access is checked by the guest's kernel; the host's is not asked a second time.
+//! - `/proc/self/fd` when the device is made *and* while it works: files are reopened through it, and extended
+//!   attributes are reached by their path below it. `/proc/self/mountinfo` must exist when the device is made; it may
+//!   be any file, for what is in it is not used.
+//! - CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_CHOWN, CAP_FOWNER, CAP_FSETID, CAP_SETUID, CAP_SETGID, and for device
+//!   nodes and file capabilities CAP_MKNOD and CAP_SETFCAP, all effective in the user namespace that owns the files.
+//!   Access is checked by the guest's kernel; for the host's not to check it a second time,
+//!   [`credentials::keep_capabilities`] must be called while there is CAP_SETPCAP.
 //! - A high `RLIMIT_NOFILE`: each file that the guest's kernel remembers holds one descriptor.
 //! - It clears the process's umask, since the guest's is applied by the guest.
 //! - The guest can make `fuse-backend-rs` log (crate `log`, target `fuse_backend_rs`) as much as it likes; that target
@@ -27,7 +29,7 @@
 //! with a write-back cache the guest would no longer see the host's changes to a file's size.
 
 mod backend;
-mod credentials;
+pub mod credentials;
 pub mod device;
 #[cfg(test)]
 mod tests;
