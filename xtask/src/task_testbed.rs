@@ -12,6 +12,7 @@ use crate::testbed::cases::{self, Selection};
 use crate::testbed::instance::exit_code;
 use crate::testbed::place::{self, Place};
 use crate::testbed::{Image, Instance, Terminal, keeper};
+use crate::workspace;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -81,6 +82,20 @@ struct Machine {
     /// Restore it first, even if it runs.
     #[arg(long)]
     fresh: bool,
+}
+
+/// Runs a script of this checkout in a freshly restored machine, or on the host, and ends this process with its exit
+/// code.
+pub(crate) fn exec_script(machine: &str, script: &str, arguments: &[OsString]) -> Result<()> {
+    let path = workspace::root().join(script);
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let mut words: Vec<OsString> = vec!["bash".into(), "-c".into(), text.into(), script.into()];
+    words.extend_from_slice(arguments);
+    let machine = Machine {
+        name: machine.to_owned(),
+        fresh: true,
+    };
+    exec(&machine, &words)
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
