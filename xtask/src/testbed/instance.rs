@@ -6,7 +6,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -180,7 +180,7 @@ impl Instance {
     fn read_running(&self) -> Result<Option<Running>> {
         match fs::read(self.running_file()) {
             Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).context("cannot read what the instance's keeper says"),
         }
     }
@@ -210,7 +210,7 @@ impl Instance {
     fn restore(&self, image: &Image) -> Result<Running> {
         for left_over in ["running", "payload", "ssh"] {
             match fs::remove_file(self.directory.join(left_over)) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(error).with_context(|| format!("cannot remove {left_over}"));
                 }
                 _ => {}
@@ -330,7 +330,12 @@ fn list_files(directory: &Path, listing: &mut String) -> Result<()> {
     entries.sort_by_key(fs::DirEntry::path);
     for entry in entries {
         let path = entry.path();
-        let metadata = fs::metadata(&path)?;
+        let metadata = match fs::metadata(&path) {
+            Ok(metadata) => metadata,
+            // A build has just renamed it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error).with_context(|| path.display().to_string()),
+        };
         if metadata.is_dir() {
             list_files(&path, listing)?;
         } else {
