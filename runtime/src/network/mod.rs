@@ -1,5 +1,5 @@
-//! The network of a sandbox, on the host's side: what a network namespace holds is found ([`discover`]), each uplink
-//! in it is wired to a tap for the VM ([`reconcile`]), and all of it is undone again ([`undo`]).
+//! The network of a sandbox, on the host's side: what a network namespace holds is found (`discover`), each uplink in
+//! it is wired to a tap for the VM ([`reconcile`]), and all of it is undone again ([`undo`]).
 //!
 //! Everything here runs in a thread of its own that enters the namespace ([`Netns::run`]); the caller's thread waits
 //! for it and stays in its own namespace. So nothing here is to be called on the thread of an asynchronous runtime:
@@ -21,9 +21,11 @@
 //! With the bridge model, interface `i` of a namespace becomes: tap `hull-tap<i>` (the VM's), bridge `hull-br<i>`
 //! with tap and uplink as its ports, uplink with the MAC address `02:00:ca:fe:<i >> 8>:<i & 255>`, and a NIC with the
 //! uplink's own MAC address in the guest. Addresses, routes, rules and neighbours *stay* in the namespace, where the
-//! engines (CNI's CHECK, Docker's disconnect) look for them, and are copied to the guest. The namespace's own
-//! stack is kept from answering for them: the bridge takes no ARP, no IPv6, and no unicast packet in a broadcast
-//! frame, and the uplink sends no ARP and asks for no router. Nothing else is switched off, and no rule of the user is touched.
+//! engines (CNI's CHECK, Docker's disconnect) look for them, and are copied to the guest. The namespace's own stack
+//! is kept from answering for them: the bridge takes no ARP, no IPv6, and no unicast packet in a broadcast frame, and
+//! the uplink sends no ARP and asks for no router. Nothing else is switched off, and no rule of the user is touched.
+//!
+//! With the tc model there is no bridge: ingress qdiscs redirect between uplink and tap, and the uplink stays as it is.
 
 mod discover;
 mod error;
@@ -38,6 +40,7 @@ mod state;
 mod sysctl;
 mod tap;
 mod undo;
+mod uplink;
 
 pub use error::{Error, NetlinkError};
 pub use mac::{MacAddress, ParseMacError};

@@ -7,22 +7,18 @@ use std::path::Path;
 
 use hull_agent_protocol::agent::SetNetworkRequest;
 use hull_vmm_protocol::config::NetConfig;
-use netlink_packet_route::link::InfoKind;
 
 use super::discover::Snapshot;
 use super::error::Error;
 use super::link::{Link, Links};
-use super::mac::MacAddress;
 use super::model::{self, Wiring, Work};
 use super::netlink::Netlink;
 use super::netns::Netns;
 use super::state::{
     Model, NetworkState, NicState, SavedSetting, SavedSysctl, UplinkState, index_of_own_name,
 };
-use super::{guest, sysctl, tap, undo};
-
-/// The smallest MTU with which a link has IPv4.
-const MIN_MTU: u32 = 68;
+use super::uplink::{self, Refusal, Uplink};
+use super::{guest, sysctl, undo};
 
 /// What makes a bridge hand its packets to iptables, where the kernel has that per network namespace.
 const BRIDGE_FILTERS: [&str; 3] = [
@@ -129,16 +125,10 @@ pub fn reconcile(
             persist,
         };
         let detach = reconciliation.release_what_is_broken()?;
-        let (attach, mut not_carried) = reconciliation.wire_what_is_new()?;
-        let snapshot = Snapshot::take(reconciliation.netlink)?;
-        let (guest, left_out) = guest::view(&snapshot, &reconciliation.state.nics);
-        not_carried.extend(left_out);
-        Ok(Reconciled {
-            detach,
-            attach,
-            guest,
-            not_carried,
-        })
+        let known = reconciliation.state.nics.len();
+        reconciliation
+            .complete(detach)
+            .map_err(|failure| reconciliation.release_new(known, failure))
     })?
 }
 
@@ -193,8 +183,20 @@ impl Reconciliation<'_, '_> {
         self.persist()
     }
 
-    /// Wires uplinks that have no NIC yet. When one fails, those before it are released as well: nobody has been told
-    /// of them.
+    /// Wires what is new, and looks at the whole.
+    fn complete(&mut self, detach: Vec<String>) -> Result<Reconciled, Error> {
+        let (attach, mut not_carried) = self.wire_what_is_new()?;
+        let snapshot = Snapshot::take(self.netlink)?;
+        let (guest, left_out) = guest::view(&snapshot, &self.state.nics);
+        not_carried.extend(left_out);
+        Ok(Reconciled {
+            detach,
+            attach,
+            guest,
+            not_carried,
+        })
+    }
+
     fn wire_what_is_new(&mut self) -> Result<(Vec<NewNic>, Vec<NotCarried>), Error> {
         let mut new_nics = Vec::new();
         let mut not_carried = Vec::new();
@@ -202,47 +204,22 @@ impl Reconciliation<'_, '_> {
             return Ok((new_nics, not_carried));
         };
         let snapshot = Snapshot::take(self.netlink)?;
-        let known = self.state.nics.len();
-        for link in &snapshot.links.0 {
-            let mut nics = self.state.nics.iter();
-            if nics.any(|nic| nic.uplink.ifindex == link.index)
-                || !is_candidate(&snapshot.links, link)
-            {
-                continue;
-            }
-            match self.take(&snapshot, wiring, link) {
-                Ok(Ok(nic)) => new_nics.push(nic),
-                Ok(Err(reason)) if is_in_use(&snapshot, link) => {
-                    not_carried.push(NotCarried::Uplink {
-                        name: link.name.clone(),
-                        reason,
-                    });
+        for link in uplink::without_nic(&snapshot.links, &self.state.nics) {
+            match self.wire(&snapshot, wiring, link) {
+                Ok(nic) => new_nics.push(nic),
+                Err(Refusal::Unsuitable(reason)) => {
+                    if uplink::is_in_use(&snapshot, link) {
+                        let name = link.name.clone();
+                        not_carried.push(NotCarried::Uplink { name, reason });
+                    }
                 }
-                // Kernels put links into every namespace that nobody uses: `tunl0`, `gretap0`.
-                Ok(Err(_)) => {}
-                Err(failure) => {
-                    drop(new_nics);
-                    return Err(self.release_new(known, failure));
-                }
+                Err(Refusal::Failed(error)) => return Err(error),
             }
         }
         Ok((new_nics, not_carried))
     }
 
-    /// Wires one uplink, or says why it cannot have a NIC.
-    fn take(
-        &mut self,
-        snapshot: &Snapshot,
-        wiring: &dyn Wiring,
-        link: &Link,
-    ) -> Result<Result<NewNic, String>, Error> {
-        match self.suitable(snapshot, wiring, link)? {
-            Ok((mac, mtu)) => self.wire(snapshot, wiring, link, mac, mtu).map(Ok),
-            Err(reason) => Ok(Err(reason)),
-        }
-    }
-
-    /// Releases the NICs after the first `known` ones because of `failure`.
+    /// Releases the NICs after the first `known` ones because of `failure`: nobody has been told of them.
     fn release_new(&mut self, known: usize, failure: Error) -> Error {
         let new: Vec<u16> = self
             .state
@@ -267,69 +244,25 @@ impl Reconciliation<'_, '_> {
         }
     }
 
-    /// The MAC address and the MTU of the NIC that stands for `link`, or why there cannot be one.
-    fn suitable(
-        &self,
-        snapshot: &Snapshot,
-        wiring: &dyn Wiring,
-        link: &Link,
-    ) -> Result<Result<(MacAddress, u16), String>, Error> {
-        let master = link.master.and_then(|index| snapshot.links.indexed(index));
-        if let Some(vrf) = master {
-            return Ok(Err(format!("it belongs to the VRF {}", vrf.name)));
-        }
-        let Some(mac) = link.mac.filter(|mac| mac.is_unicast()) else {
-            return Ok(Err("it does not carry Ethernet frames".into()));
-        };
-        let twin = self.state.nics.iter().find(|nic| nic.uplink.mac == mac);
-        if let Some(nic) = twin {
-            let name = &nic.uplink.name;
-            return Ok(Err(format!("{name} has the same MAC address, {mac}")));
-        }
-        let mtu = match u16::try_from(link.mtu) {
-            Ok(mtu) if (MIN_MTU..=tap::MAX_MTU).contains(&link.mtu) => mtu,
-            _ => {
-                let (mtu, max) = (link.mtu, tap::MAX_MTU);
-                return Ok(Err(format!(
-                    "its MTU is {mtu}, and a tap has {MIN_MTU} to {max}"
-                )));
-            }
-        };
-        let objection = wiring.objection(self.netlink, link)?;
-        Ok(objection.map_or(Ok((mac, mtu)), |reason| Err(reason.into())))
-    }
-
     fn wire(
         &mut self,
         snapshot: &Snapshot,
         wiring: &dyn Wiring,
         link: &Link,
-        mac: MacAddress,
-        mtu: u16,
-    ) -> Result<NewNic, Error> {
+    ) -> Result<NewNic, Refusal> {
+        let uplink = Uplink::inspect(
+            self.netlink,
+            &snapshot.links,
+            &self.state.nics,
+            wiring,
+            link,
+        )?;
         self.quieten_bridge_filters()?;
-        let neighbours = snapshot.neighbours.iter();
-        let nic = NicState {
-            index: self.free_index(&snapshot.links)?,
-            model: self.options.model,
-            uplink: UplinkState {
-                name: link.name.clone(),
-                ifindex: link.index,
-                mac,
-                arp: link.does_arp(),
-                ipv6: ipv6_settings(wiring, link)?,
-            },
-            mtu,
-            queue_pairs: self.options.queue_pairs.max(1),
-            neighbours: neighbours
-                .filter(|(index, _)| *index == link.index)
-                .map(|(_, neighbour)| *neighbour)
-                .collect(),
-        };
+        let nic = self.plan(snapshot, wiring, &uplink)?;
         self.state.nics.push(nic.clone());
         if let Err(error) = self.persist() {
             self.state.nics.pop();
-            return Err(error);
+            return Err(error.into());
         }
         let mut work = Work {
             netlink: self.netlink,
@@ -339,21 +272,46 @@ impl Reconciliation<'_, '_> {
         };
         model::wire(wiring.steps(), &mut work)?;
         let taps = work.taps;
-        if let Some(wired) = self
-            .state
-            .nics
-            .last_mut()
-            .filter(|nic| !nic.neighbours.is_empty())
-        {
-            wired.neighbours.clear();
+        if !nic.neighbours.is_empty() {
+            for wired in &mut self.state.nics {
+                if wired.index == nic.index {
+                    wired.neighbours.clear();
+                }
+            }
             self.persist()?;
         }
         let config = NetConfig {
             id: nic.id(),
-            mac: mac.to_string(),
-            mtu,
+            mac: uplink.mac.to_string(),
+            mtu: uplink.mtu,
         };
         Ok(NewNic { config, taps })
+    }
+
+    /// Everything that undoing the wiring of `uplink` will need.
+    fn plan(
+        &self,
+        snapshot: &Snapshot,
+        wiring: &dyn Wiring,
+        uplink: &Uplink<'_>,
+    ) -> Result<NicState, Error> {
+        let link = uplink.link;
+        let neighbours = snapshot.neighbours.iter();
+        let own_neighbours = neighbours.filter(|(index, _)| *index == link.index);
+        Ok(NicState {
+            index: self.free_index(&snapshot.links)?,
+            model: self.options.model,
+            uplink: UplinkState {
+                name: link.name.clone(),
+                ifindex: link.index,
+                mac: uplink.mac,
+                arp: link.does_arp(),
+                ipv6: ipv6_settings(wiring, link)?,
+            },
+            mtu: uplink.mtu,
+            queue_pairs: self.options.queue_pairs.max(1),
+            neighbours: own_neighbours.map(|(_, neighbour)| *neighbour).collect(),
+        })
     }
 
     /// The lowest index that neither a NIC nor a link's name has. The tap of a NIC that was taken apart keeps its
@@ -407,18 +365,4 @@ fn ipv6_settings(wiring: &dyn Wiring, link: &Link) -> Result<Vec<SavedSetting>, 
 fn is_whole(nic: &NicState, uplink: &Link, links: &Links) -> bool {
     model::wiring(nic.model).is_some_and(|wiring| wiring.is_intact(nic, uplink, links))
         && uplink.mtu <= nic.mtu.into()
-}
-
-/// Whether a link is the container's: not the loopback interface, not hull's own, and not behind another link.
-fn is_candidate(links: &Links, link: &Link) -> bool {
-    let own_kind = link.is(&InfoKind::Bridge) || link.is(&InfoKind::Tun);
-    if link.is_loopback() || (own_kind && index_of_own_name(&link.name).is_some()) {
-        return false;
-    }
-    let master = link.master.and_then(|index| links.indexed(index));
-    master.is_none_or(|master| master.is(&InfoKind::Vrf))
-}
-
-fn is_in_use(snapshot: &Snapshot, link: &Link) -> bool {
-    link.is_up() || snapshot.addresses_of(link).next().is_some()
 }

@@ -30,14 +30,12 @@ pub fn undo(
             let released = release(&netlink, state, index, false, persist);
             result = result.and(released);
         }
-        let mut sysctls = std::mem::take(&mut state.sysctls);
-        sysctls.retain(|saved| {
-            let written = sysctl::write(&saved.path, &saved.value);
-            let failed = written.is_err();
-            result = std::mem::replace(&mut result, Ok(())).and(written);
-            failed
-        });
-        state.sysctls = sysctls;
+        for saved in std::mem::take(&mut state.sysctls) {
+            if let Err(error) = sysctl::write(&saved.path, &saved.value) {
+                state.sysctls.push(saved);
+                result = result.and(Err(error));
+            }
+        }
         if state.nics.is_empty() && state.sysctls.is_empty() {
             state.netns = None;
         }
