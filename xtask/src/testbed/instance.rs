@@ -4,6 +4,7 @@
 //! `use`, shared by the commands that run in it; `alive`, held by its [keeper](super::keeper) with the keeper's pid
 //! inside.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -43,6 +44,9 @@ pub(super) struct Running {
     pub(super) checkout: PathBuf,
     pub(super) ssh_port: u16,
 }
+
+/// The files of the install prefix, by their paths in it, with what tells that one has changed: size and time.
+type Payload = BTreeMap<PathBuf, (u64, Duration)>;
 
 /// An instance that runs at least until this is dropped.
 #[derive(Debug)]
@@ -283,24 +287,31 @@ impl InUse {
         }
     }
 
-    /// Copies what is in the checkout's `build/` into the machine, if that changed since the last time.
+    /// Copies what changed in the checkout's `build/` since the last time into the machine.
     fn install_payload(&self) -> Result<()> {
         let prefix = workspace::prefix();
         if !prefix.exists() {
             return Ok(());
         }
-        let mut listing = String::new();
-        list_files(&prefix, &mut listing)?;
         let installed = self.instance.directory.join("payload");
-        if fs::read_to_string(&installed).is_ok_and(|installed| installed == listing) {
-            return Ok(());
+        let before: Payload = match fs::read(&installed) {
+            Ok(bytes) => serde_json::from_slice(&bytes)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Payload::new(),
+            Err(error) => return Err(error).context("cannot read what was installed"),
+        };
+        let mut now = Payload::new();
+        list_files(&prefix, Path::new(""), &mut now)?;
+        let mut words = vec![OsString::from("/usr/lib/testbed/install-payload")];
+        for (path, stamp) in &now {
+            if before.get(path) != Some(stamp) {
+                words.push(path.into());
+            }
         }
-        let words = [OsString::from("/usr/lib/testbed/install-payload")];
-        let mut ssh = self
-            .connection()
-            .shell(&ssh::script(&words, &[]), Terminal::No);
-        command::quiet(&mut ssh)?;
-        fs::write(installed, listing)?;
+        if words.len() > 1 {
+            let script = ssh::script(&words, &[]);
+            command::quiet(&mut self.connection().shell(&script, Terminal::No))?;
+            fs::write(installed, serde_json::to_vec(&now)?)?;
+        }
         Ok(())
     }
 }
@@ -324,31 +335,30 @@ fn is_passed(name: &OsStr) -> bool {
         && !HOST_VARIABLES.contains(&&*name)
 }
 
-/// Lists the files below `directory` with what tells that one has changed.
-fn list_files(directory: &Path, listing: &mut String) -> Result<()> {
-    let mut entries = fs::read_dir(directory)?.collect::<Result<Vec<_>, _>>()?;
-    entries.sort_by_key(fs::DirEntry::path);
-    for entry in entries {
-        let path = entry.path();
-        let metadata = match fs::metadata(&path) {
+/// Lists the files below `prefix/directory`.
+fn list_files(prefix: &Path, directory: &Path, payload: &mut Payload) -> Result<()> {
+    for entry in fs::read_dir(prefix.join(directory))? {
+        let path = directory.join(entry?.file_name());
+        let metadata = match fs::metadata(prefix.join(&path)) {
             Ok(metadata) => metadata,
             // A build has just renamed it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error).with_context(|| path.display().to_string()),
         };
         if metadata.is_dir() {
-            list_files(&path, listing)?;
-        } else {
+            list_files(prefix, &path, payload)?;
+        } else if !is_being_written(&path) {
             let modified = metadata.modified()?.duration_since(UNIX_EPOCH)?;
-            listing.push_str(&format!(
-                "{} {} {}\n",
-                path.display(),
-                metadata.len(),
-                modified.as_nanos()
-            ));
+            payload.insert(path, (metadata.len(), modified));
         }
     }
     Ok(())
+}
+
+/// What a build is writing has a name of its own until it is whole.
+fn is_being_written(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|extension| extension == "unfinished" || extension == "made")
 }
 
 #[cfg(test)]
