@@ -16,3 +16,4 @@ pub mod process;
 pub mod rpc;
 pub mod stdio;
 mod sys;
+pub mod vsock;

@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use hull_agent::container::{Containers, Paths, helper};
-use hull_agent::log::LineLog;
 use hull_agent::network::Network;
 use hull_agent::process::Reaper;
 use hull_agent::rpc::Service;
+use hull_agent::vsock::HostListener;
 use hull_agent::{init, rpc, stdio};
 use hull_agent_protocol::ports;
-use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
+use ttrpc::r#async::transport::Listener;
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args_os().skip(1);
@@ -32,7 +32,6 @@ fn main() -> anyhow::Result<()> {
         std::process::exit(101);
     }));
     init::bring_up().context("bring the guest up")?;
-    tracing::subscriber::set_global_default(LineLog::kernel().context("open the log")?)?;
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -49,15 +48,13 @@ async fn serve() -> anyhow::Result<()> {
     hull_agent::network::bring_loopback_up()
         .await
         .context("bring the loopback interface up")?;
-    let streams = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, ports::STDIO))
-        .context("listen for streams")?;
+    let streams = HostListener::bind(ports::STDIO).context("listen for streams")?;
+    let calls = HostListener::bind(ports::RPC).context("listen for calls")?;
     let service = Service::new(Arc::clone(&containers), network);
-    let mut server = rpc::server(service)
-        .bind(&format!("vsock://{VMADDR_CID_ANY}:{}", ports::RPC))
-        .context("listen for calls")?;
+    let mut server = rpc::server(service).add_listener(Listener::new(calls.connections()));
     server.start().await.context("serve calls")?;
     tokio::select! {
         ended = reaper.run() => ended.context("reap processes"),
-        ended = stdio::server::serve_vsock(streams, containers) => ended.context("serve streams"),
+        ended = stdio::server::serve_all(streams.connections(), containers) => ended.context("serve streams"),
     }
 }

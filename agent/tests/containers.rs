@@ -448,6 +448,11 @@ fn all_processes_of_a_container_are_listed_signalled_paused_and_killed() -> Test
             "{list:?}"
         );
         container.freeze(true).await?;
+        let paused = guest.exec("c", "e", &process(&["true"]), None).await.err();
+        assert_eq!(
+            paused.map(|error| error.to_string()).as_deref(),
+            Some("container \"c\" is paused")
+        );
         container.freeze(false).await?;
         container.signal("", 15, true)?;
         let mut stdout = guest.open("stdout", "c", "").await?;

@@ -104,6 +104,11 @@ impl Cgroup {
         self.settled("frozen", wanted).await.map(drop)
     }
 
+    /// Whether its processes are stopped, or about to be.
+    pub(super) fn is_frozen(&self) -> Result<bool, CgroupError> {
+        Ok(self.read("cgroup.freeze")?.trim_end() == "1")
+    }
+
     /// Waits until `key` of cgroup.events has the value. False: it has not got it in time.
     async fn settled(&self, key: &str, wanted: &str) -> Result<bool, CgroupError> {
         let end = tokio::time::Instant::now() + SETTLING;

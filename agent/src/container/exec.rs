@@ -71,6 +71,10 @@ impl Container {
         if self.process("")?.exit().is_some() {
             return Err(self.state("stopped"));
         }
+        // A process that joined it would stop before it is made.
+        if self.cgroup.is_frozen()? {
+            return Err(self.state("paused"));
+        }
         Ok(())
     }
 

@@ -14,6 +14,10 @@ impl Containers {
     /// See [`Error`]; the container stays known then, so that it can be tried again.
     pub async fn remove(&self, id: &str) -> Result<(), Error> {
         let container = self.get(id)?;
+        container.cgroup.kill()?;
+        // A process that is being added dies with the rest, and none is added to a container whose first has ended.
+        container.process("")?.wait().await;
+        let _adding_none = container.adding.lock().await;
         container.cgroup.remove().await?;
         for directory in self.directories(id) {
             remove_directory(directory)?;

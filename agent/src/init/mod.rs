@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MsFlags, mount};
 use nix::sys::resource::{Resource, setrlimit};
 
+use crate::log::LineLog;
+
 /// Why the guest cannot be brought up. It ends then.
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
@@ -135,6 +137,7 @@ pub fn bring_up() -> Result<(), InitError> {
     for kernel_mount in &MOUNTS {
         kernel_mount.make()?;
     }
+    log()?;
     for (target, link) in LINKS {
         std::os::unix::fs::symlink(target, link).map_err(|source| InitError::File {
             action: "make the link",
@@ -159,6 +162,17 @@ pub fn bring_up() -> Result<(), InitError> {
     nix::unistd::sethostname("hull")
         .map_err(|source| InitError::Call("set the host name", source))?;
     Ok(())
+}
+
+/// From here on there is a log to write to.
+fn log() -> Result<(), InitError> {
+    let failed = |source| InitError::File {
+        action: "open the log",
+        path: "/dev/kmsg".into(),
+        source,
+    };
+    let log = LineLog::kernel().map_err(failed)?;
+    tracing::subscriber::set_global_default(log).map_err(|error| failed(io::Error::other(error)))
 }
 
 impl KernelMount {

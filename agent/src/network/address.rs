@@ -82,10 +82,9 @@ fn is_the_kernels(message: &AddressMessage, address: IpAddr) -> bool {
         return false;
     };
     address.is_unicast_link_local()
-        || message.attributes.iter().any(|attribute| match attribute {
-            AddressAttribute::Protocol(AddressProtocol::RouterAnnouncement) => true,
-            _ => false,
-        })
+        || message.attributes.contains(&AddressAttribute::Protocol(
+            AddressProtocol::RouterAnnouncement,
+        ))
 }
 
 fn message(index: u32, address: &Address) -> AddressMessage {

@@ -1,14 +1,15 @@
 //! The listening side of the stdio streams.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::{Stream, StreamExt};
 use hull_agent_protocol::stdio::{BadStreamRequest, MAX_LINE, StreamRequest};
 use tokio::io::{
     AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, split,
 };
-use tokio_vsock::VsockListener;
 
 use super::{Endpoint, StreamError, carry};
 use crate::container::{Containers, Error as ContainerError};
@@ -28,15 +29,22 @@ enum OpenError {
     Stream(#[from] StreamError),
 }
 
-/// Serves the connections that `listener` accepts, for ever.
+/// Serves connections as they come, for ever.
 ///
 /// # Errors
 /// When accepting fails.
-pub async fn serve_vsock(listener: VsockListener, containers: Arc<Containers>) -> io::Result<()> {
-    loop {
-        let (connection, _) = listener.accept().await?;
-        tokio::spawn(serve(connection, Arc::clone(&containers)));
+pub async fn serve_all<C>(
+    connections: impl Stream<Item = io::Result<C>>,
+    containers: Arc<Containers>,
+) -> io::Result<()>
+where
+    C: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let mut connections = pin!(connections);
+    while let Some(connection) = connections.next().await {
+        tokio::spawn(serve(connection?, Arc::clone(&containers)));
     }
+    Ok(())
 }
 
 /// Serves one connection to its end.

@@ -1,5 +1,8 @@
 //! A guest's surroundings, made on this machine.
 
+// Each test program uses its part of them.
+#![allow(dead_code)]
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
@@ -124,6 +127,10 @@ impl Guest {
             paths,
             directory,
         })
+    }
+
+    pub(crate) fn directory(&self) -> &std::path::Path {
+        self.directory.path()
     }
 
     pub(crate) fn rootfs(&self) -> PathBuf {
