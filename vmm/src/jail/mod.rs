@@ -63,14 +63,15 @@ pub enum JailError {
 /// # Errors
 /// See [`JailError`].
 pub fn enter(mount_point: &Path, vsock: &Path) -> Result<(), JailError> {
-    let vsock = open_directory(vsock)?;
-    let descriptors = open_directory(Path::new("/proc/self/fd"))?;
     let root = Path::new("/");
     step(
         "make a mount namespace for",
         root,
         unshare(CloneFlags::CLONE_NEWNS),
     )?;
+    // Only what was opened in this namespace can be bound in it.
+    let vsock = open_directory(vsock)?;
+    let descriptors = open_directory(Path::new("/proc/self/fd"))?;
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     let none = None::<&str>;
     step("make private", root, mount(none, root, none, private, none))?;

@@ -68,10 +68,10 @@ pub enum RunEnd {
     #[error("triple fault")]
     TripleFault,
     /// KVM had to emulate an instruction and could not.
-    #[error("KVM cannot emulate the instruction {instruction:02x?} at {address:#x}")]
+    #[error("KVM cannot emulate the instruction at {address:#x} (bytes {instruction})")]
     CannotEmulate {
-        /// The instruction's bytes and what follows, if KVM gave them.
-        instruction: Vec<u8>,
+        /// The bytes there, in hexadecimal, if KVM gave them.
+        instruction: String,
         /// Where it is.
         address: u64,
     },
@@ -210,7 +210,11 @@ impl Vcpu {
             0
         };
         RunEnd::CannotEmulate {
-            instruction: bytes[1..=length].to_vec(),
+            instruction: bytes[1..=length]
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect::<Vec<_>>()
+                .join(" "),
             address,
         }
     }

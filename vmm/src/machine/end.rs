@@ -168,12 +168,12 @@ mod tests {
     #[test]
     fn a_kvm_that_cannot_run_linux_is_told_in_words() {
         let end = RunEnd::CannotEmulate {
-            instruction: vec![0xcc],
+            instruction: "cc".to_owned(),
             address: 0x1000,
         };
         let end = End::of_vcpu(&end).unwrap();
         assert_eq!(end.cause, Cause::KvmCannotRun);
-        assert!(end.message.contains("[cc] at 0x1000") && end.message.contains("cannot run Linux"));
+        assert!(end.message.contains("at 0x1000 (bytes cc)") && end.message.contains("cannot run Linux"));
         assert_eq!(End::of_vcpu(&RunEnd::Stopped), None);
     }
 }
