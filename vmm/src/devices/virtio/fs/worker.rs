@@ -65,7 +65,7 @@ impl RequestQueue {
                 more = ring.enable_kicks(memory)?;
             }
             if more {
-                // Only a counter that is full already refuses, and then it is readable.
+                // Only a counter that is full refuses, after 2^64 notifications.
                 let _ = self.kick.write(1);
             }
             Ok(chain)
@@ -106,8 +106,9 @@ impl Pool {
         let stopped = EpollEvent::new(EventSet::IN, STOP);
         epoll.ctl(ControlOperation::Add, stop.as_raw_fd(), stopped)?;
         for (place, queue) in (0..).zip(&self.queues) {
-            // One thread wakes for each notification.
-            let kicked = EpollEvent::new(EventSet::IN | EventSet::EXCLUSIVE, place);
+            // One thread wakes for each notification, and need not read it away.
+            let wake = EventSet::IN | EventSet::EXCLUSIVE | EventSet::EDGE_TRIGGERED;
+            let kicked = EpollEvent::new(wake, place);
             epoll.ctl(ControlOperation::Add, queue.kick.as_raw_fd(), kicked)?;
         }
         loop {
@@ -128,8 +129,6 @@ impl Pool {
 
     /// Handles requests until there are none.
     fn drain(&self, queue: &RequestQueue) {
-        // Another thread may have taken the notification: then there is nothing to read.
-        let _ = queue.kick.read();
         let memory = self.memory.memory();
         while !self.stopping.load(Ordering::Relaxed)
             && let Some(chain) = queue.take(&memory)
