@@ -7,12 +7,13 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use serde_json::{Value, json};
+use hull_vmm_protocol::config::{VmConfig, VsockConfig};
+use hull_vmm_protocol::outcome::{Cause, Outcome};
 
 use super::qemu;
 use crate::cache::{self, Fingerprint};
@@ -25,6 +26,9 @@ const VARIABLE: &str = "HULL_TESTBED";
 const VMM: &str = "libexec/hull/hull-vmm";
 const KERNEL: &str = "share/hull/vmlinux";
 const INITRAMFS: &str = "share/hull/initramfs.cpio";
+
+/// Why the guest does not run, in an answer's entry; empty if it does.
+const FAILURE: &str = "failure";
 
 /// The agent's vsock port for calls (`hull_agent_protocol::ports::RPC`).
 const AGENT_PORT: u32 = 1024;
@@ -62,16 +66,29 @@ fn probe() -> Result<(Place, String)> {
             return Ok((Place::Nested, reason));
         }
     }
-    let answer = cache::entry(&probe_name(&prefix)?, |directory| {
-        eprintln!("trying whether this host's KVM runs the guest");
-        let failure = match boot(&prefix, directory) {
-            Ok(()) => String::new(),
-            Err(error) => format!("{error:#}"),
-        };
-        fs::write(directory.join("failure"), failure)?;
-        Ok(())
-    })?;
-    let failure = fs::read_to_string(answer.join("failure"))?;
+    // Of a KVM that cannot run the kernel, no other build of the rest makes a better one.
+    let cannot = entry_name("kvm-cannot", &prefix, &[KERNEL])?;
+    let trial = entry_name("kvm-trial", &prefix, &[VMM, KERNEL, INITRAMFS])?;
+    let answer = if cache::has(&cannot)? {
+        cache::entry(&cannot, |_| Ok(()))?
+    } else {
+        cache::entry(&trial, |directory| {
+            eprintln!("trying whether this host's KVM runs the guest");
+            let (failure, kvm_cannot) = match boot(&prefix, directory)? {
+                Trial::Runs => (String::new(), false),
+                Trial::KvmCannotRun(why) => (why, true),
+                Trial::Failed(why) => (why, false),
+            };
+            fs::write(directory.join(FAILURE), &failure)?;
+            if kvm_cannot {
+                cache::entry(&cannot, |directory| {
+                    Ok(fs::write(directory.join(FAILURE), &failure)?)
+                })?;
+            }
+            Ok(())
+        })?
+    };
+    let failure = fs::read_to_string(answer.join(FAILURE))?;
     if failure.is_empty() {
         Ok((Place::Host, "the host's KVM runs the guest".to_owned()))
     } else {
@@ -80,42 +97,54 @@ fn probe() -> Result<(Place, String)> {
     }
 }
 
-fn probe_name(prefix: &Path) -> Result<String> {
+/// The cache's entry for an answer that holds for this boot of the host and these files.
+fn entry_name(kind: &str, prefix: &Path, files: &[&str]) -> Result<String> {
     let mut inputs = Fingerprint::default();
     inputs.add_file("boot", Path::new("/proc/sys/kernel/random/boot_id"))?;
-    for file in [VMM, KERNEL, INITRAMFS] {
+    for file in files {
         let metadata = fs::metadata(prefix.join(file))?;
         let modified = metadata.modified()?.duration_since(UNIX_EPOCH)?;
         inputs.add(file, format!("{} {}", metadata.len(), modified.as_nanos()));
     }
-    Ok(format!("testbed/probe-{}", inputs.name()))
+    Ok(format!("testbed/{kind}-{}", inputs.name()))
+}
+
+/// What came of booting the guest.
+enum Trial {
+    /// Its agent listens.
+    Runs,
+    /// KVM itself gave up.
+    KvmCannotRun(String),
+    /// Anything else, which may be this build's fault.
+    Failed(String),
 }
 
 /// Boots the guest until its agent listens, with all files in `directory`.
-fn boot(prefix: &Path, directory: &Path) -> Result<()> {
-    let socket = directory.join("agent.sock");
-    let outcome = directory.join("outcome.json");
-    let config = directory.join("vm.json");
-    fs::write(
-        &config,
-        serde_json::to_vec(&json!({
-            "vcpus": 1,
-            "max_vcpus": 1,
-            "memory_mib": 256,
-            "kernel": prefix.join(KERNEL),
-            "initramfs": prefix.join(INITRAMFS),
-            "vsock": { "cid": 3, "socket": socket },
-            "console_log": directory.join("console.log"),
-            "control_socket": directory.join("control.sock"),
-            "outcome": outcome,
-            "jail": false,
-        }))?,
-    )?;
+fn boot(prefix: &Path, directory: &Path) -> Result<Trial> {
+    let config = VmConfig {
+        vcpus: 1,
+        max_vcpus: 1,
+        memory_mib: 256,
+        kernel: prefix.join(KERNEL),
+        initramfs: prefix.join(INITRAMFS),
+        cmdline: String::new(),
+        early_serial: false,
+        vsock: VsockConfig {
+            cid: 3,
+            socket: directory.join("agent.sock"),
+        },
+        console_log: directory.join("console.log"),
+        control_socket: directory.join("control.sock"),
+        outcome: directory.join("outcome.json"),
+        jail: false,
+    };
+    let file = directory.join("vm.json");
+    fs::write(&file, serde_json::to_vec(&config)?)?;
     let log = directory.join("vmm.log");
     let mut vmm = Machine(
         Command::new(prefix.join(VMM))
             .arg("--config")
-            .arg(&config)
+            .arg(&file)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(&log)?)
@@ -123,19 +152,23 @@ fn boot(prefix: &Path, directory: &Path) -> Result<()> {
             .context("cannot start hull-vmm")?,
     );
     let start = Instant::now();
-    while !agent_listens(&socket) {
+    while !agent_listens(&config.vsock.socket) {
         if let Some(status) = vmm.0.try_wait()? {
-            bail!(
-                "{}",
-                why_it_ended(&outcome).unwrap_or_else(|| format!("{status}\n{}", qemu::tail(&log)))
-            );
+            return Ok(match read_outcome(&config.outcome) {
+                Some(outcome) if outcome.cause == Cause::KvmCannotRun => {
+                    Trial::KvmCannotRun(outcome.message)
+                }
+                Some(outcome) => Trial::Failed(outcome.message),
+                None => Trial::Failed(format!("{status}\n{}", qemu::tail(&log))),
+            });
         }
         if start.elapsed() > BOOT_LIMIT {
-            bail!("no agent within {} s", BOOT_LIMIT.as_secs());
+            let limit = BOOT_LIMIT.as_secs();
+            return Ok(Trial::Failed(format!("no agent within {limit} s")));
         }
         std::thread::sleep(Duration::from_millis(50));
     }
-    Ok(())
+    Ok(Trial::Runs)
 }
 
 /// A VMM that does not outlive the trial.
@@ -150,7 +183,7 @@ impl Drop for Machine {
 }
 
 /// Asks for a connection to the agent; any failure means that the guest is not that far.
-fn agent_listens(socket: &PathBuf) -> bool {
+fn agent_listens(socket: &Path) -> bool {
     let answer = || -> std::io::Result<[u8; 3]> {
         let mut stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -162,7 +195,6 @@ fn agent_listens(socket: &PathBuf) -> bool {
     answer().is_ok_and(|answer| &answer == b"OK ")
 }
 
-fn why_it_ended(outcome: &Path) -> Option<String> {
-    let outcome: Value = serde_json::from_slice(&fs::read(outcome).ok()?).ok()?;
-    Some(outcome["message"].as_str()?.to_owned())
+fn read_outcome(file: &Path) -> Option<Outcome> {
+    serde_json::from_slice(&fs::read(file).ok()?).ok()
 }
