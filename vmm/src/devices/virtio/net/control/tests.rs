@@ -60,9 +60,12 @@ fn execute(features: u64, request: &[u8], target: &TestTarget) -> (u8, Vec<Strin
     (read_bytes(&memory, ACK, 1)[0], commands)
 }
 
+/// What is asked, the negotiated features, the request, its ack, and what is done.
+type Case<'c> = (&'c str, u64, &'c [u8], u8, &'c [&'c str]);
+
 #[test]
 fn commands_are_executed_or_refused() {
-    let cases: &[(&str, u64, &[u8], u8, &[&str])] = &[
+    let cases: &[Case] = &[
         ("pairs", FEATURES, &[4, 0, 3, 0], 0, &["3 pairs"]),
         ("pairs without the feature", 0, &[4, 0, 3, 0], 1, &[]),
         ("pairs without a count", FEATURES, &[4, 0, 3], 1, &[]),

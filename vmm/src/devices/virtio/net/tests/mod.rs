@@ -1,5 +1,11 @@
-//! Tests of the network device: a backend of the tests' own here, a real tap in `tap.rs`, what several pairs do in
-//! `pairs.rs`.
+//! Tests of the whole network device: a guest's driver (`nic.rs`) against a real tap in a network namespace of the
+//! test's own (`tap_interface.rs`). They need root. The backend here is for the tests of single queues.
+
+mod nic;
+mod pairs;
+mod tap;
+mod tap_interface;
+mod throughput;
 
 use std::collections::VecDeque;
 use std::io;
