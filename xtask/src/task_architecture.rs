@@ -138,7 +138,11 @@ fn is_path(word: &str) -> bool {
     {
         return false;
     }
+    // `NAME` in `instances/NAME/out` stands for something.
+    let is_placeholder =
+        |part: &str| part.len() > 1 && part.chars().all(|character| character.is_ascii_uppercase());
     match word.split_once('/') {
+        Some(_) if word.split('/').any(is_placeholder) => false,
         // A first part with a dot inside is a host's name: `docs.rs/nix`.
         Some((first, _)) => !first.trim_start_matches('.').contains('.'),
         None => {
@@ -175,7 +179,7 @@ mod tests {
     #[test]
     fn paths_are_told_from_other_words() {
         let text = "`vmm/src/main.rs` and `mod.rs`, not `/run/hull/x`, `cargo xtask ci`, `hull`,\n\
-                    `<root>/lock`, `config.json`, `build/bin/hull`, `docs.rs/nix`, `.rs`.\n\
+                    `<root>/lock`, `config.json`, `build/bin/hull`, `docs.rs/nix`, `.rs`, `a/NAME/b`.\n\
                     But `.ci/run`, `Makefile`, and `agent/`.";
         assert_eq!(
             names(text),

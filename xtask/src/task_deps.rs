@@ -10,7 +10,7 @@ use crate::{command, workspace};
 pub(crate) struct Arguments {}
 
 /// Debian's packages, the same names in Debian 12 and 13.
-const PACKAGES: [&str; 22] = [
+const PACKAGES: [&str; 25] = [
     // The workspace and the agent's static build.
     "binutils",
     "ca-certificates",
@@ -33,8 +33,11 @@ const PACKAGES: [&str; 22] = [
     "mmdebstrap",
     "openssh-client",
     "uidmap",
-    // Tests on the host itself, in network namespaces of their own.
+    // Tests, the demonstration and the cases on the host itself, in network namespaces of their own.
+    "busybox-static",
     "iproute2",
+    "iputils-ping",
+    "jq",
     "procps",
     "util-linux",
 ];
@@ -84,7 +87,7 @@ fn install(packages: &[&str]) -> Result<()> {
     command::quiet(as_root("apt-get").arg("update")).with_context(|| by_hand.clone())?;
     command::quiet(
         as_root("apt-get")
-            .args(["install", "--yes", "--no-install-recommends"])
+            .args(["install", "--yes", "--no-install-recommends", "--no-remove"])
             .args(packages),
     )
     .context(by_hand)

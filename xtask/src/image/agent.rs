@@ -10,6 +10,9 @@ use crate::workspace::{Executables, cargo};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
+/// Static, and at a fixed address: the guest executes it anew for every process that it starts, with nothing to relocate.
+const FLAGS: &str = "-C target-feature=+crt-static -C relocation-model=static";
+
 /// Builds the agent against the C library's and libseccomp's archives.
 ///
 /// With an explicit target cargo keeps build scripts and procedural macros out of these flags, and
@@ -20,13 +23,14 @@ pub(crate) fn build() -> Result<PathBuf> {
         cargo()
             .args([
                 "build",
-                "--release",
+                "--profile",
+                "agent",
                 "--package",
                 "hull-agent",
                 "--target",
                 TARGET,
             ])
-            .env("RUSTFLAGS", "-C target-feature=+crt-static")
+            .env("RUSTFLAGS", FLAGS)
             .env("LIBSECCOMP_LINK_TYPE", "static")
             .env(
                 "LIBSECCOMP_LIB_PATH",
