@@ -103,7 +103,8 @@ const MOUNTS: [KernelMount; 7] = [
         kind: "cgroup2",
         target: "/sys/fs/cgroup",
         flags: NO_EXEC,
-        data: "nsdelegate",
+        // Moving a process into its container's cgroup shall not wait for a grace period of RCU.
+        data: "nsdelegate,favordynmods",
         optional: false,
     },
 ];

@@ -357,10 +357,14 @@ impl Notes {
         let mut message = with_causes(error);
         let log = waiting(&self.log);
         for line in String::from_utf8_lossy(&log).lines() {
-            if !message.contains(line) {
-                message.push_str("; ");
-                message.push_str(line);
+            // Each process of `libcontainer` logs what it heard from the next one; only what is new counts.
+            if line.split(": ").all(|part| message.contains(part))
+                || line.starts_with("failed to wait")
+            {
+                continue;
             }
+            message.push_str("; ");
+            message.push_str(line);
         }
         Failure::Other(message.chars().take(MAX_REPLY / 8).collect())
     }
