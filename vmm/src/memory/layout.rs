@@ -20,8 +20,6 @@ pub const PCI_WINDOW: Range<u64> = LOW_MEMORY_LIMIT..0xfec0_0000;
 /// Where memory goes on above the hole.
 pub const HIGH_MEMORY_START: u64 = 1 << 32;
 
-/// The IOAPIC, inside KVM.
-pub const IOAPIC: u32 = 0xfec0_0000;
 /// The local APICs, inside KVM.
 pub const LOCAL_APIC: u32 = 0xfee0_0000;
 /// A page that KVM needs for real mode on Intel (`KVM_SET_IDENTITY_MAP_ADDR`).

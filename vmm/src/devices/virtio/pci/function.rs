@@ -120,13 +120,14 @@ impl VirtioPciFunction {
             subsystem: (VENDOR, FIRST_MODERN_DEVICE),
         })
         .with_bar(BAR, BAR_SIZE);
-        let access_capability = add_virtio_capabilities(&mut configuration);
+        // MSI-X comes first: a kernel looks for it often, and each step of the list is two exits.
         let (body, writable) = interrupt.msix.capability(
             BAR as u32,
             Part::MsixTable.offset(),
             Part::MsixPending.offset(),
         );
         let msix_capability = configuration.add_capability(msix::CAPABILITY_ID, &body, &writable);
+        let access_capability = add_virtio_capabilities(&mut configuration);
         let common = CommonConfiguration::new(device.features(), sizes, queues + 1);
         Ok(Self {
             configuration,
