@@ -1,6 +1,7 @@
 //! The wait of a device's worker that only serves its queues: for a driver's kick, or for the order to stop.
 
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::AsRawFd;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -22,7 +23,7 @@ pub enum Wake {
 #[derive(Debug)]
 pub struct KickWait<'e> {
     epoll: Epoll,
-    kick: &'e EventFd,
+    events: PhantomData<&'e EventFd>,
 }
 
 impl<'e> KickWait<'e> {
@@ -33,10 +34,14 @@ impl<'e> KickWait<'e> {
     pub fn new(kick: &'e EventFd, stop: &'e EventFd) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         for (event, token) in [(kick, KICK), (stop, STOP)] {
-            let interest = EpollEvent::new(EventSet::IN, token);
+            // A kick wakes once, and nobody needs to read it.
+            let interest = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, token);
             epoll.ctl(ControlOperation::Add, event.as_raw_fd(), interest)?;
         }
-        Ok(Self { epoll, kick })
+        Ok(Self {
+            epoll,
+            events: PhantomData,
+        })
     }
 
     /// Waits until the driver kicks or the worker is to end. With `busy`, only looks whether either has happened.
@@ -54,7 +59,6 @@ impl<'e> KickWait<'e> {
             return Ok(Some(Wake::Stop));
         }
         if happened.clone().any(|event| event.data() == KICK) {
-            self.kick.read()?;
             return Ok(Some(Wake::Kicked));
         }
         Ok(None)

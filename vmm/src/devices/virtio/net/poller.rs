@@ -61,9 +61,10 @@ impl Poller {
         })
     }
 
-    /// Waits for `event`, too, which must stay open.
+    /// Waits for `event`, too, which must stay open. Each time it is signalled wakes the worker once, and nobody needs
+    /// to read it.
     pub(super) fn add(&self, event: &EventFd, source: Source) -> io::Result<()> {
-        let interest = EpollEvent::new(EventSet::IN, source as u64);
+        let interest = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, source as u64);
         self.epoll
             .ctl(ControlOperation::Add, event.as_raw_fd(), interest)
     }

@@ -134,13 +134,12 @@ impl<B: Backend> Worker<B> {
                 return Ok(());
             }
             if ready.steering {
-                shared.steering.changed(self.pair).read()?;
                 // A queue of a tap that was detached and attached again has to be looked at afresh.
                 poller.watch_backend(EventSet::empty())?;
                 let active = shared.steering.is_active(self.pair) && self.receive.work.is_some();
                 self.gate = if active { Gate::Open } else { Gate::Closed };
             }
-            self.take_turns(ready)?;
+            self.take_turns(ready);
         }
     }
 
@@ -168,19 +167,11 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Gives each queue that has something to do its turn.
-    fn take_turns(&mut self, ready: Ready) -> io::Result<()> {
+    fn take_turns(&mut self, ready: Ready) {
         let shared = Arc::clone(&self.shared);
         let memory = shared.memory.memory();
-        if ready.control_kick
-            && let Some(control) = &self.control
-        {
-            control.kick.read()?;
-        }
         if ready.control_kick || self.more_commands {
             self.serve_commands(&memory);
-        }
-        if ready.transmit_kick {
-            self.transmit.kick.read()?;
         }
         if self.blocked && ready.writable {
             self.blocked = false;
@@ -190,7 +181,6 @@ impl<B: Backend> Worker<B> {
             self.send(&memory);
         }
         if ready.receive_kick {
-            self.receive.kick.read()?;
             if self.gate != Gate::Closed {
                 self.gate = Gate::Open;
             }
@@ -202,7 +192,6 @@ impl<B: Backend> Worker<B> {
         {
             self.receive(&memory);
         }
-        Ok(())
     }
 
     fn serve_commands(&mut self, memory: &GuestMemory) {
