@@ -1,3 +1,40 @@
-//! The hull OCI runtime.
+//! The hull OCI runtime: containers, each pod of them in its own VM.
+//!
+//! [`container`] has one function for each verb of the command line; [`sandbox`] is the VM that a container is in;
+//! [`process_proxy`] is the process of the host that stands for a process in the guest; [`network`] wires a network
+//! namespace to a VM; [`rootfs`] turns a bundle's configuration into the guest's.
 
+pub mod agent_client;
+pub mod bundle;
+pub mod config;
+pub mod container;
+pub mod error;
+pub mod hooks;
+pub mod logging;
 pub mod network;
+pub mod process_identity;
+pub mod process_proxy;
+pub mod rootfs;
+pub mod sandbox;
+pub mod store;
+mod sys;
+pub mod timing;
+pub mod vmm_process;
+
+pub use error::{Error, ErrorKind};
+pub use sys::{close_on_exec_from, take_inherited_fd};
+
+use config::Config;
+use logging::LogSettings;
+use store::Store;
+
+/// What every verb works with.
+#[derive(Clone, Debug)]
+pub struct Runtime {
+    /// The state directory.
+    pub store: Store,
+    /// The configuration.
+    pub config: Config,
+    /// Where messages go, also those of process proxies.
+    pub log: LogSettings,
+}

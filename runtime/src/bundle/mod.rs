@@ -1,0 +1,155 @@
+//! A bundle: `config.json` and the root file system that it names, read once and checked before anything is done
+//! with them (OCI runtime specification, bundle.md and config.md).
+
+mod validate;
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Hooks, Process, Spec};
+
+pub use validate::{NEWEST_OCI_VERSION, OLDEST_OCI_VERSION, validate_process};
+
+/// How a bundle fails.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {
+    /// A file of the bundle cannot be read.
+    #[error("bundle: {}", path.display())]
+    Read {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// config.json (or a process file) is not one.
+    #[error("{} is not valid", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// The version is none that hull knows.
+    #[error("ociVersion {version:?} is not supported: {oldest} to {newest} are", oldest = OLDEST_OCI_VERSION, newest = NEWEST_OCI_VERSION)]
+    Version {
+        /// What config.json says.
+        version: String,
+    },
+    /// A value is missing or wrong.
+    #[error("config.json: {field}: {problem}")]
+    Field {
+        /// Which: `process.args`.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Something that a VM cannot give a container.
+    #[error("config.json: {field}: {reason}")]
+    Unsupported {
+        /// What is asked for.
+        field: String,
+        /// Why it cannot be had.
+        reason: &'static str,
+    },
+    /// The root file system is not there.
+    #[error("rootfs {} is missing", path.display())]
+    NoRootfs {
+        /// Where it should be.
+        path: PathBuf,
+        /// What is there instead.
+        source: io::Error,
+    },
+}
+
+/// A bundle that can be run.
+#[derive(Clone, Debug)]
+pub struct Bundle {
+    /// Its directory: absolute, without symbolic links.
+    pub directory: PathBuf,
+    /// The root file system: absolute, without symbolic links.
+    pub rootfs: PathBuf,
+    /// Its config.json.
+    pub spec: Spec,
+    /// `process` of it.
+    pub process: Process,
+}
+
+impl Bundle {
+    /// Reads the bundle in `directory` and checks what can be checked without running it.
+    ///
+    /// # Errors
+    /// See [`BundleError`].
+    pub fn load(directory: &Path) -> Result<Self, BundleError> {
+        let directory = std::fs::canonicalize(directory).map_err(|source| BundleError::Read {
+            path: directory.into(),
+            source,
+        })?;
+        let spec: Spec = read_json(&directory.join("config.json"))?;
+        let process = validate::validate(&spec)?;
+        let root = validate::root(&spec)?;
+        let path = directory.join(root.path());
+        let rootfs = std::fs::canonicalize(&path)
+            .and_then(|rootfs| {
+                if rootfs.is_dir() {
+                    Ok(rootfs)
+                } else {
+                    Err(io::ErrorKind::NotADirectory.into())
+                }
+            })
+            .map_err(|source| BundleError::NoRootfs { path, source })?;
+        Ok(Self {
+            directory,
+            rootfs,
+            spec,
+            process,
+        })
+    }
+
+    /// Its annotations.
+    pub fn annotations(&self) -> HashMap<String, String> {
+        self.spec.annotations().clone().unwrap_or_default()
+    }
+
+    /// Its hooks.
+    pub fn hooks(&self) -> Hooks {
+        self.spec.hooks().clone().unwrap_or_default()
+    }
+
+    /// Whether its process has a terminal.
+    pub fn terminal(&self) -> bool {
+        self.process.terminal().unwrap_or(false)
+    }
+}
+
+/// Reads the configuration of a bundle whose container runs.
+///
+/// # Errors
+/// See [`BundleError`].
+pub fn read_spec(directory: &Path) -> Result<Spec, BundleError> {
+    read_json(&directory.join("config.json"))
+}
+
+/// Reads a process object, as `exec --process` takes it.
+///
+/// # Errors
+/// See [`BundleError`].
+pub fn read_process(path: &Path) -> Result<Process, BundleError> {
+    let process = read_json(path)?;
+    validate_process(&process)?;
+    Ok(process)
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, BundleError> {
+    let bytes = std::fs::read(path).map_err(|source| BundleError::Read {
+        path: path.into(),
+        source,
+    })?;
+    serde_json::from_slice(&bytes).map_err(|source| BundleError::Parse {
+        path: path.into(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests;

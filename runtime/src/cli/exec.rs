@@ -1,0 +1,134 @@
+//! `hull exec`.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use hull_runtime::Runtime;
+use hull_runtime::container::{ExecOptions, ExecProcess, exec, parse_capability};
+
+use super::{console, container_id, refuse_preserve_fds};
+
+/// Run one more program in a container
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// Send the master of the process's terminal to this Unix socket
+    #[arg(long, value_name = "SOCKET")]
+    console_socket: Option<PathBuf>,
+    /// The working directory in the container
+    #[arg(long, value_name = "DIR")]
+    cwd: Option<PathBuf>,
+    /// Add to the environment
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    env: Vec<String>,
+    /// Give the process a terminal
+    #[arg(short, long)]
+    tty: bool,
+    /// Run as this user
+    #[arg(short, long, value_name = "UID[:GID]")]
+    user: Option<String>,
+    /// Add supplementary groups
+    #[arg(short = 'g', long, value_name = "GID")]
+    additional_gids: Vec<u32>,
+    /// Take the process from this file, which holds an OCI process object
+    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["cwd", "env", "user", "additional_gids", "no_new_privs", "cap"])]
+    process: Option<PathBuf>,
+    /// Return as soon as the process runs
+    #[arg(short, long)]
+    detach: bool,
+    /// Write the pid of the process's proxy to this file
+    #[arg(long, value_name = "FILE")]
+    pid_file: Option<PathBuf>,
+    /// Refused: the guest's kernel has no SELinux
+    #[arg(long, value_name = "LABEL")]
+    process_label: Option<String>,
+    /// Refused: the guest's kernel has no AppArmor
+    #[arg(long, value_name = "PROFILE")]
+    apparmor: Option<String>,
+    /// Set no_new_privs
+    #[arg(long)]
+    no_new_privs: bool,
+    /// Add a capability
+    #[arg(short, long, value_name = "CAP")]
+    cap: Vec<String>,
+    /// Only 0 is taken: open files of the host cannot be handed into a VM
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    preserve_fds: u32,
+    /// Refused: the process is in the container's own cgroup
+    #[arg(long, value_name = "PATH")]
+    cgroup: Option<String>,
+    /// Go ahead though the container is paused
+    #[arg(long)]
+    ignore_paused: bool,
+    /// The container's id
+    id: String,
+    /// The program and its arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<String>,
+}
+
+pub(super) fn run(runtime: &Runtime, arguments: Arguments) -> anyhow::Result<u8> {
+    refuse_preserve_fds(arguments.preserve_fds)?;
+    for (option, given, reason) in [
+        (
+            "--process-label",
+            arguments.process_label.is_some(),
+            "the guest's kernel has no SELinux",
+        ),
+        (
+            "--apparmor",
+            arguments.apparmor.is_some(),
+            "the guest's kernel has no AppArmor",
+        ),
+        (
+            "--cgroup",
+            arguments.cgroup.is_some(),
+            "the process is in the container's own cgroup",
+        ),
+    ] {
+        if given {
+            bail!("{option}: {reason}");
+        }
+    }
+    let options = ExecOptions {
+        id: container_id(&arguments.id)?,
+        console: console(arguments.detach, arguments.console_socket.clone())?,
+        pid_file: arguments.pid_file.clone(),
+        ignore_paused: arguments.ignore_paused,
+        process: process(arguments)?,
+    };
+    Ok(exec(runtime, &options)?)
+}
+
+fn process(arguments: Arguments) -> anyhow::Result<ExecProcess> {
+    if let Some(path) = arguments.process {
+        return Ok(ExecProcess::File(path));
+    }
+    if arguments.args.is_empty() {
+        bail!("process args cannot be empty");
+    }
+    let caps = arguments.cap.iter().map(|name| parse_capability(name));
+    Ok(ExecProcess::Like {
+        args: arguments.args,
+        cwd: arguments.cwd,
+        env: arguments.env,
+        tty: arguments.tty,
+        user: arguments.user.as_deref().map(user).transpose()?,
+        additional_gids: arguments.additional_gids,
+        caps: caps
+            .collect::<Result<_, _>>()
+            .map_err(hull_runtime::Error::from)?,
+        no_new_privs: arguments.no_new_privs,
+    })
+}
+
+/// `UID` or `UID:GID`, both numbers, as with runc.
+fn user(text: &str) -> anyhow::Result<(u32, Option<u32>)> {
+    let number = |text: &str| {
+        text.parse::<u32>()
+            .with_context(|| format!("--user: {text:?} is not a number"))
+    };
+    match text.split_once(':') {
+        None => Ok((number(text)?, None)),
+        Some((uid, gid)) => Ok((number(uid)?, Some(number(gid)?))),
+    }
+}

@@ -1,0 +1,255 @@
+//! The command line: one file for each verb, which turns its arguments into one call of the library and prints the
+//! answer. Options are named as runc names them; what hull cannot do is refused, and what has no meaning for a VM and
+//! does no harm is taken (each option says so).
+
+mod create;
+mod delete;
+mod exec;
+mod features;
+mod kill;
+mod list;
+mod pause;
+mod process_proxy;
+mod ps;
+mod resume;
+mod run;
+mod spec;
+mod start;
+mod state;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, anyhow, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use hull_runtime::config::Config;
+use hull_runtime::container::{Console, ContainerId};
+use hull_runtime::logging::LogSettings;
+use hull_runtime::store::Store;
+use hull_runtime::{Runtime, close_on_exec_from};
+
+/// Where state is kept if nothing else is said.
+const DEFAULT_ROOT: &str = "/run/hull";
+
+/// Runs containers, each pod of them in its own virtual machine.
+#[derive(Parser)]
+#[command(name = "hull", version, disable_help_subcommand = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Options before the verb.
+#[derive(Args)]
+struct Global {
+    /// The state directory
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_ROOT)]
+    root: PathBuf,
+    /// Append messages to this file instead of writing them to standard error
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// The form of messages
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
+    /// Write messages of level debug too, with how long each phase of a start took
+    #[arg(long)]
+    debug: bool,
+    /// The configuration file [default: /etc/hull/config.toml, if it is there]
+    #[arg(long, value_name = "FILE", env = "HULL_CONFIG")]
+    config: Option<PathBuf>,
+    /// Taken for callers of runc: limits are set on cgroups in the guest, which has no systemd
+    #[arg(long)]
+    systemd_cgroup: bool,
+    /// Only "auto" and "false" are taken: hull runs as root
+    #[arg(long, value_name = "VALUE", default_value = "auto")]
+    rootless: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Create(create::Arguments),
+    Delete(delete::Arguments),
+    Exec(exec::Arguments),
+    Features(features::Arguments),
+    Kill(kill::Arguments),
+    List(list::Arguments),
+    Pause(pause::Arguments),
+    #[command(hide = true)]
+    ProcessProxy(process_proxy::Arguments),
+    Ps(ps::Arguments),
+    Resume(resume::Arguments),
+    Run(run::Arguments),
+    Spec(spec::Arguments),
+    Start(start::Arguments),
+    State(state::Arguments),
+}
+
+/// Runs the verb that this process's arguments name.
+pub(crate) fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // --help and --version are "errors" that succeed. Nobody may read either.
+            let _ = error.print();
+            return if error.use_stderr() { 1 } else { 0 }.into();
+        }
+    };
+    if let Verb::ProcessProxy(arguments) = cli.verb {
+        return process_proxy::run(&arguments);
+    }
+    let (name, failure_code) = cli.verb.about();
+    let json = cli.global.log_format == LogFormat::Json;
+    let log = LogSettings {
+        path: cli.global.log.clone(),
+        json,
+        debug: cli.global.debug,
+    };
+    if let Err(error) = log.init() {
+        complain(name, &format!("open the log: {error}"));
+        return failure_code.into();
+    }
+    match cli.run(log.clone()) {
+        Ok(code) => code.into(),
+        Err(error) => {
+            let report = report(&error);
+            // Standard error has it in any case, and only once.
+            if log.path.is_some() {
+                tracing::error!("{name} failed: {report}");
+            }
+            complain(name, &report);
+            let code = error
+                .downcast_ref::<hull_runtime::Error>()
+                .map_or(failure_code, |error| error.exit_code(failure_code));
+            code.into()
+        }
+    }
+}
+
+fn complain(verb: &str, report: &str) {
+    // With standard error closed there is nobody to tell.
+    let _ = writeln!(io::stderr(), "hull {verb} failed: {report}");
+}
+
+fn report(error: &anyhow::Error) -> String {
+    match error.downcast_ref::<hull_runtime::Error>() {
+        Some(error) => error.report(),
+        None => format!("{error:#}"),
+    }
+}
+
+impl Verb {
+    /// Its name, and its exit code when it fails for no reason that has a code of its own.
+    fn about(&self) -> (&'static str, u8) {
+        match self {
+            Self::Create(_) => ("create", 1),
+            Self::Delete(_) => ("delete", 1),
+            Self::Exec(_) => ("exec", 255),
+            Self::Features(_) => ("features", 1),
+            Self::Kill(_) => ("kill", 1),
+            Self::List(_) => ("list", 1),
+            Self::Pause(_) => ("pause", 1),
+            Self::ProcessProxy(_) => ("process-proxy", 1),
+            Self::Ps(_) => ("ps", 1),
+            Self::Resume(_) => ("resume", 1),
+            Self::Run(_) => ("run", 1),
+            Self::Spec(_) => ("spec", 1),
+            Self::Start(_) => ("start", 1),
+            Self::State(_) => ("state", 1),
+        }
+    }
+}
+
+impl Cli {
+    fn run(self, log: LogSettings) -> anyhow::Result<u8> {
+        match self.verb {
+            Verb::Features(arguments) => return features::run(&arguments),
+            Verb::Spec(arguments) => return spec::run(&arguments),
+            _ => {}
+        }
+        let runtime = self.global.runtime(log)?;
+        match self.verb {
+            Verb::Create(arguments) => create::run(&runtime, arguments),
+            Verb::Delete(arguments) => delete::run(&runtime, &arguments),
+            Verb::Exec(arguments) => exec::run(&runtime, arguments),
+            Verb::Kill(arguments) => kill::run(&runtime, &arguments),
+            Verb::List(arguments) => list::run(&runtime, &arguments),
+            Verb::Pause(arguments) => pause::run(&runtime, &arguments),
+            Verb::Ps(arguments) => ps::run(&runtime, &arguments),
+            Verb::Resume(arguments) => resume::run(&runtime, &arguments),
+            Verb::Run(arguments) => run::run(&runtime, arguments),
+            Verb::Start(arguments) => start::run(&runtime, &arguments),
+            Verb::State(arguments) => state::run(&runtime, &arguments),
+            Verb::Features(_) | Verb::Spec(_) | Verb::ProcessProxy(_) => Ok(0),
+        }
+    }
+}
+
+impl Global {
+    fn runtime(&self, mut log: LogSettings) -> anyhow::Result<Runtime> {
+        if !matches!(self.rootless.as_str(), "auto" | "false") {
+            bail!("--rootless {}: hull runs as root", self.rootless);
+        }
+        // What a caller left open is not for hull-vmm, which a guest may take over.
+        close_on_exec_from(3).context("close_range")?;
+        if let Some(path) = &log.path {
+            // Process proxies work in another directory.
+            log.path = Some(std::path::absolute(path)?);
+        }
+        let root = std::path::absolute(&self.root)
+            .with_context(|| format!("--root {}", self.root.display()))?;
+        Ok(Runtime {
+            store: Store::new(root),
+            config: Config::load(self.config.as_deref()).map_err(hull_runtime::Error::from)?,
+            log,
+        })
+    }
+}
+
+/// Reads a container's id.
+fn container_id(text: &str) -> anyhow::Result<ContainerId> {
+    Ok(text
+        .parse::<ContainerId>()
+        .map_err(hull_runtime::Error::from)?)
+}
+
+/// `--detach` and `--console-socket`.
+fn console(detach: bool, socket: Option<PathBuf>) -> anyhow::Result<Console> {
+    match (detach, socket) {
+        (true, socket) => Ok(Console::Detached(socket)),
+        (false, None) => Ok(Console::Foreground),
+        (false, Some(_)) => Err(anyhow!(
+            "cannot use console socket if hull will not detach or allocate tty"
+        )),
+    }
+}
+
+/// Open files of the host cannot go into a VM.
+fn refuse_preserve_fds(count: u32) -> anyhow::Result<()> {
+    if count > 0 {
+        bail!("--preserve-fds {count}: open files of the host cannot be handed into a VM");
+    }
+    Ok(())
+}
+
+/// Prints an answer; a reader that has gone is an error like any other.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+        .context("standard output")
+}
+
+/// Prints an answer as JSON.
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    print(&format!("{}\n", serde_json::to_string_pretty(value)?))
+}

@@ -1,0 +1,18 @@
+//! `hull resume`.
+
+use hull_runtime::Runtime;
+use hull_runtime::container::resume;
+
+use super::container_id;
+
+/// Thaw all processes of a container
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// The container's id
+    id: String,
+}
+
+pub(super) fn run(runtime: &Runtime, arguments: &Arguments) -> anyhow::Result<u8> {
+    resume(runtime, &container_id(&arguments.id)?)?;
+    Ok(0)
+}

@@ -1,0 +1,30 @@
+//! `hull run`.
+
+use hull_runtime::Runtime;
+use hull_runtime::container::{RunOptions, run as run_container};
+
+use super::create;
+
+/// Make a container and run its program
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    create: create::Arguments,
+    /// Return as soon as the program runs
+    #[arg(short, long)]
+    detach: bool,
+    /// Leave the container there when its program has ended
+    #[arg(long)]
+    keep: bool,
+    /// Taken for callers of runc: orphans in the guest are reaped there
+    #[arg(long)]
+    no_subreaper: bool,
+}
+
+pub(super) fn run(runtime: &Runtime, arguments: Arguments) -> anyhow::Result<u8> {
+    let options = RunOptions {
+        create: arguments.create.options(arguments.detach)?,
+        keep: arguments.keep,
+    };
+    Ok(run_container(runtime, &options)?)
+}

@@ -1,0 +1,184 @@
+//! How large a VM is: the configuration's default, more if the container's limits ask for more, or what its
+//! annotations say.
+
+use std::collections::HashMap;
+
+use oci_spec::runtime::LinuxResources;
+
+use super::{Config, ConfigError};
+
+/// The annotation that sets the number of vCPUs.
+const VCPUS: &str = "dev.hull.vcpus";
+/// The annotation that sets the memory, in MiB.
+const MEMORY: &str = "dev.hull.memory_mib";
+
+const MAX_VCPUS: u8 = 32;
+const MIN_MEMORY_MIB: u64 = 64;
+
+/// A VM's size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VmSize {
+    /// 1 to 32.
+    pub vcpus: u8,
+    /// At least 64.
+    pub memory_mib: u32,
+}
+
+impl VmSize {
+    /// The size of the VM of a container with these annotations and limits. A memory limit beyond the host's memory
+    /// (engines write very large numbers for "none") asks for no more than `host_memory_mib`.
+    ///
+    /// # Errors
+    /// An annotation is no number, or out of range.
+    pub fn of(
+        config: &Config,
+        annotations: &HashMap<String, String>,
+        resources: Option<&LinuxResources>,
+        host_memory_mib: u32,
+    ) -> Result<Self, ConfigError> {
+        let vcpus = match annotations.get(VCPUS) {
+            Some(value) => vcpus(VCPUS, number(VCPUS, value)?)?,
+            None => config.vcpus.max(vcpus_of_quota(resources)),
+        };
+        let memory_mib = match annotations.get(MEMORY) {
+            Some(value) => memory(MEMORY, number(MEMORY, value)?)?,
+            None => config
+                .memory_mib
+                .max(memory_of_limit(config, resources).min(host_memory_mib)),
+        };
+        Ok(Self { vcpus, memory_mib })
+    }
+}
+
+fn vcpus_of_quota(resources: Option<&LinuxResources>) -> u8 {
+    let cpu = resources.and_then(|resources| resources.cpu().as_ref());
+    let Some((quota, period)) = cpu.and_then(|cpu| Some((cpu.quota()?, cpu.period()?))) else {
+        return 0;
+    };
+    match u64::try_from(quota) {
+        Ok(quota) if period > 0 => u8::try_from(quota.div_ceil(period))
+            .unwrap_or(MAX_VCPUS)
+            .min(MAX_VCPUS),
+        // Negative is "no limit", zero is no period.
+        _ => 0,
+    }
+}
+
+fn memory_of_limit(config: &Config, resources: Option<&LinuxResources>) -> u32 {
+    let memory = resources.and_then(|resources| resources.memory().as_ref());
+    let limit = memory
+        .and_then(oci_spec::runtime::LinuxMemory::limit)
+        .unwrap_or(0);
+    // Negative is "no limit".
+    let limit = u64::try_from(limit).unwrap_or(0);
+    if limit == 0 {
+        return 0;
+    }
+    u32::try_from(limit.div_ceil(1024 * 1024))
+        .unwrap_or(u32::MAX)
+        .saturating_add(config.memory_overhead_mib)
+}
+
+fn number(name: &'static str, value: &str) -> Result<u64, ConfigError> {
+    value.parse().map_err(|_| ConfigError::Value {
+        name,
+        value: value.into(),
+        expected: "a number is expected",
+    })
+}
+
+pub(super) fn vcpus(name: &'static str, value: u64) -> Result<u8, ConfigError> {
+    u8::try_from(value)
+        .ok()
+        .filter(|vcpus| (1..=MAX_VCPUS).contains(vcpus))
+        .ok_or_else(|| ConfigError::Value {
+            name,
+            value: value.to_string(),
+            expected: "1 to 32 is expected",
+        })
+}
+
+pub(super) fn memory(name: &'static str, value: u64) -> Result<u32, ConfigError> {
+    u32::try_from(value)
+        .ok()
+        .filter(|_| value >= MIN_MEMORY_MIB)
+        .ok_or_else(|| ConfigError::Value {
+            name,
+            value: value.to_string(),
+            expected: "at least 64 is expected",
+        })
+}
+
+/// The host's memory in MiB; no bound if it cannot be read.
+pub fn host_memory_mib() -> u32 {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok())
+        .map_or(u32::MAX, |kib| {
+            u32::try_from(kib / 1024).unwrap_or(u32::MAX)
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::file::ConfigFile;
+    use std::path::Path;
+
+    fn size(annotations: &[(&str, &str)], resources: &str) -> Result<VmSize, ConfigError> {
+        let config = Config::resolve(ConfigFile::default(), Path::new("/usr")).unwrap();
+        let annotations = annotations
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        let resources = serde_json::from_str(resources).unwrap();
+        VmSize::of(&config, &annotations, Some(&resources), 16_384)
+    }
+
+    #[test]
+    fn limits_make_a_vm_larger_and_never_smaller() {
+        for (resources, vcpus, memory_mib) in [
+            ("{}", 1, 512),
+            (r#"{"memory":{"limit":67108864}}"#, 1, 512),
+            (r#"{"memory":{"limit":1073741825}}"#, 1, 1153),
+            (r#"{"memory":{"limit":-1}}"#, 1, 512),
+            (r#"{"memory":{"limit":9223372036854771712}}"#, 1, 16_384),
+            (r#"{"cpu":{"quota":250000,"period":100000}}"#, 3, 512),
+            (r#"{"cpu":{"quota":-1,"period":100000}}"#, 1, 512),
+            (r#"{"cpu":{"quota":100000,"period":0}}"#, 1, 512),
+            (r#"{"cpu":{"quota":100000000,"period":1000}}"#, 32, 512),
+        ] {
+            assert_eq!(
+                size(&[], resources).unwrap(),
+                VmSize { vcpus, memory_mib },
+                "{resources}"
+            );
+        }
+    }
+
+    #[test]
+    fn annotations_decide_and_are_checked() {
+        let limit = r#"{"memory":{"limit":1073741824}}"#;
+        assert_eq!(
+            size(&[(VCPUS, "4"), (MEMORY, "256")], limit).unwrap(),
+            VmSize {
+                vcpus: 4,
+                memory_mib: 256
+            }
+        );
+        for annotation in [
+            (VCPUS, "0"),
+            (VCPUS, "33"),
+            (VCPUS, "two"),
+            (VCPUS, ""),
+            (MEMORY, "63"),
+            (MEMORY, "-1"),
+            (MEMORY, "1G"),
+            (MEMORY, "4294967296"),
+        ] {
+            size(&[annotation], "{}").unwrap_err();
+        }
+    }
+}

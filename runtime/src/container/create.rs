@@ -1,0 +1,280 @@
+//! `create`: everything up to the point at which the container's program is about to run.
+//!
+//! What has been done when a step fails is undone by the drop of what it made, in reverse: the sandbox, then the
+//! proxy, then `poststop` hooks, then the id. The order of the steps:
+//!
+//! 1. The bundle is read and checked, and the id reserved.
+//! 2. The network namespace is opened or made, and the process proxy born in it: hooks and engines want its pid.
+//! 3. hull-vmm is started in the namespace; its guest boots meanwhile.
+//! 4. `prestart` and `createRuntime` hooks run; they wire the namespace.
+//! 5. The VM gets the shared directory, and its agent makes the guest ready; then the VM gets the network.
+//! 6. `createContainer` hooks run, the agent makes the container, the proxy connects to its process.
+//! 7. The record says `created`, and last of all the pid file is written.
+
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::SystemTime;
+
+use nix::unistd::{Uid, User};
+
+use super::placement::{Placement, resolve_namespace};
+use super::state::{State, Status};
+use super::{Console, ContainerError, ContainerId, write_pid_file};
+use crate::Runtime;
+use crate::bundle::Bundle;
+use crate::config::{VmSize, host_memory_mib};
+use crate::error::{Error, chain};
+use crate::hooks::{self, HookKind};
+use crate::network::Netns;
+use crate::process_identity::ProcessIdentity;
+use crate::process_proxy::{Attach, NewProxy, Setup, Streams};
+use crate::rootfs::{self, GuestContainer};
+use crate::sandbox::PendingSandbox;
+use crate::store::{ContainerRecord, Lifecycle};
+use crate::timing::{Stopwatch, rfc3339};
+
+/// What `create` is told.
+#[derive(Clone, Debug)]
+pub struct CreateOptions {
+    /// The container's id.
+    pub id: ContainerId,
+    /// Its bundle.
+    pub bundle: PathBuf,
+    /// Who has its terminal.
+    pub console: Console,
+    /// Where the proxy's pid is written.
+    pub pid_file: Option<PathBuf>,
+}
+
+/// A container that was created.
+#[derive(Debug)]
+pub struct Created {
+    /// Its process proxy, a child of this process.
+    pub proxy: Child,
+    /// Whether its terminal is this process's own.
+    pub has_own_terminal: bool,
+}
+
+/// Makes a container.
+///
+/// # Errors
+/// Whatever fails: nothing is left of the container then.
+pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Error> {
+    let mut stopwatch = Stopwatch::start();
+    let bundle = Bundle::load(&options.bundle)?;
+    let streams = options.console.streams(&bundle.process)?;
+    rootfs::program::check(&bundle)?;
+    let annotations = bundle.annotations();
+    let resources = bundle
+        .spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.resources().as_ref());
+    let size = VmSize::of(&runtime.config, &annotations, resources, host_memory_mib())?;
+    let store = &runtime.store;
+    let reservation = store.reserve(&options.id)?;
+    let placement = Placement::find(store, &bundle.spec, &annotations)?;
+    let resolve =
+        |kind, path: &Path| resolve_namespace(store, placement.sandbox.as_ref(), kind, path);
+    let guest = rootfs::translate(&options.id, &bundle, &resolve)?;
+    let mut record = new_record(options, &bundle, &placement)?;
+    store.save_container(&record)?;
+    stopwatch.phase("validate");
+
+    let mut poststop = Poststop::new(&bundle);
+    let proxy = NewProxy::spawn(
+        Some(&placement.netns),
+        &Setup {
+            streams: streams.clone(),
+            own_session: options.console.is_detached(),
+            log: runtime.log.clone(),
+            origin: stopwatch.origin(),
+        },
+    )?;
+    record.proxy = Some(proxy.identity());
+    store.save_container(&record)?;
+    stopwatch.phase("proxy");
+
+    let Placement {
+        netns,
+        netns_path,
+        sandbox,
+    } = placement;
+    let mut sandbox = match sandbox {
+        Some(sandbox) => PendingSandbox::join(sandbox, &options.id),
+        None => PendingSandbox::boot(
+            store,
+            &runtime.config,
+            &options.id,
+            &netns,
+            netns_path,
+            proxy.identity(),
+            size,
+        )?,
+    };
+    stopwatch.phase("vmm_spawn");
+
+    let state = State::with_status(&record, Status::Creating).to_json();
+    poststop.arm(&record);
+    for kind in [HookKind::Prestart, HookKind::CreateRuntime] {
+        run_hooks(kind, &bundle, &state, &netns)?;
+    }
+    stopwatch.phase("hooks");
+
+    record.guest_pid = Some(make_in_guest(
+        runtime,
+        &bundle,
+        &guest,
+        &netns,
+        &state,
+        &options.id,
+        &mut sandbox,
+        &mut stopwatch,
+    )?);
+    proxy.attach(&Attach {
+        root: store.root().into(),
+        sandbox_id: record.sandbox_id.clone(),
+        container_id: options.id.clone(),
+        exec_id: String::new(),
+    })?;
+    stopwatch.phase("attach");
+
+    record.lifecycle = Lifecycle::Created;
+    record.creator = None;
+    record.timings = stopwatch.into_phases();
+    store.save_container(&record)?;
+    if let Some(path) = &options.pid_file {
+        write_pid_file(path, proxy.identity().pid)?;
+    }
+    let proxy = proxy.commit().inspect_err(|_| {
+        if let Some(path) = &options.pid_file {
+            // The file names a process that has ended.
+            let _ = std::fs::remove_file(path);
+        }
+    })?;
+    sandbox.keep();
+    poststop.disarm();
+    reservation.keep();
+    Ok(Created {
+        proxy,
+        has_own_terminal: streams == Streams::Terminal,
+    })
+}
+
+/// From a VM that may still be booting to a container in its guest; gives the pid of its process there.
+#[allow(clippy::too_many_arguments)]
+fn make_in_guest(
+    runtime: &Runtime,
+    bundle: &Bundle,
+    guest: &GuestContainer,
+    netns: &Netns,
+    state: &str,
+    id: &ContainerId,
+    sandbox: &mut PendingSandbox,
+    stopwatch: &mut Stopwatch,
+) -> Result<u32, Error> {
+    sandbox.wait_running(&runtime.config)?;
+    stopwatch.phase("vm_running");
+    sandbox.sandbox()?.share(&guest.shares)?;
+    stopwatch.phase("share");
+    let hostname = bundle.spec.hostname().as_deref().unwrap_or("hull");
+    let mut agent = sandbox.agent(&runtime.config, hostname)?;
+    stopwatch.phase("agent");
+    sandbox
+        .sandbox()?
+        .reconcile_network(netns, runtime.config.network_model, &mut agent)?;
+    stopwatch.phase("network");
+    run_hooks(HookKind::CreateContainer, bundle, state, netns)?;
+    let pid = agent.create_container(id, guest.spec.clone())?;
+    stopwatch.phase("container");
+    Ok(pid)
+}
+
+fn run_hooks(kind: HookKind, bundle: &Bundle, state: &str, netns: &Netns) -> Result<(), Error> {
+    let hooks = bundle.hooks();
+    hooks::run(kind, kind.of(&hooks), state, &bundle.directory, Some(netns))?;
+    Ok(())
+}
+
+fn new_record(
+    options: &CreateOptions,
+    bundle: &Bundle,
+    placement: &Placement,
+) -> Result<ContainerRecord, Error> {
+    let hooks = bundle.hooks();
+    let uid = Uid::effective();
+    let owner = User::from_uid(uid)
+        .ok()
+        .flatten()
+        .map_or_else(|| uid.to_string(), |user| user.name);
+    let sandbox_id = placement
+        .sandbox
+        .as_ref()
+        .map_or(&options.id, crate::sandbox::Sandbox::id);
+    Ok(ContainerRecord {
+        id: options.id.clone(),
+        sandbox_id: sandbox_id.clone(),
+        oci_version: bundle.spec.version().clone(),
+        bundle: bundle.directory.clone(),
+        rootfs: bundle.rootfs.clone(),
+        created: rfc3339(SystemTime::now()),
+        owner,
+        annotations: bundle.annotations(),
+        lifecycle: Lifecycle::Creating,
+        creator: Some(ProcessIdentity::own().map_err(ContainerError::OwnProcess)?),
+        proxy: None,
+        guest_pid: None,
+        poststart: HookKind::Poststart.of(&hooks).to_vec(),
+        poststop: HookKind::Poststop.of(&hooks).to_vec(),
+        timings: Vec::new(),
+    })
+}
+
+/// `poststop` hooks, which run once the others have, however far those came: they undo what those did.
+struct Poststop {
+    bundle: PathBuf,
+    /// The record, once they are due.
+    record: Option<ContainerRecord>,
+}
+
+impl Poststop {
+    fn new(bundle: &Bundle) -> Self {
+        Self {
+            bundle: bundle.directory.clone(),
+            record: None,
+        }
+    }
+
+    fn arm(&mut self, record: &ContainerRecord) {
+        self.record = Some(record.clone());
+    }
+
+    fn disarm(mut self) {
+        self.record = None;
+    }
+}
+
+impl Drop for Poststop {
+    fn drop(&mut self) {
+        if let Some(record) = self.record.take() {
+            run_poststop(&record, &self.bundle);
+        }
+    }
+}
+
+/// A failing hook is logged; the next run all the same (runtime.md "Lifecycle", step 13).
+pub(super) fn run_poststop(record: &ContainerRecord, bundle: &Path) {
+    let state = State::with_status(record, Status::Stopped).to_json();
+    // A bundle may be gone before its container.
+    let directory = if bundle.is_dir() {
+        bundle
+    } else {
+        Path::new("/")
+    };
+    for hook in &record.poststop {
+        let hook = std::slice::from_ref(hook);
+        if let Err(error) = hooks::run(HookKind::Poststop, hook, &state, directory, None) {
+            tracing::warn!(container = %record.id, error = %chain(&error), "poststop hook");
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! `delete`: nothing is left of the container, and with the last of a sandbox nothing of that.
+
+use std::time::Duration;
+
+use super::create::run_poststop;
+use super::state::{Status, status};
+use super::{ContainerError, ContainerId};
+use crate::Runtime;
+use crate::agent_client::AgentClient;
+use crate::error::{Error, chain};
+use crate::sandbox::Sandbox;
+use crate::store::{ContainerRecord, StoreError};
+use crate::vmm_process::{self, vsock_socket};
+
+/// How long a container that was killed may take to end, with its VM.
+const END_LIMIT: Duration = Duration::from_secs(30);
+
+/// Deletes a container that has stopped, or that was created and not started. With `force` in any state, also when
+/// its record is damaged; and a container that is not there is no error.
+///
+/// # Errors
+/// It runs; or something of it cannot be undone, and then it can be deleted again.
+pub fn delete(runtime: &Runtime, id: &ContainerId, force: bool) -> Result<(), Error> {
+    let store = &runtime.store;
+    let record = match store.container(id) {
+        Ok(record) => record,
+        Err(StoreError::NotFound { .. }) if force && !store.holds_container(id) => return Ok(()),
+        Err(StoreError::NotFound { .. } | StoreError::Damaged { .. }) if force => {
+            return delete_unknown(runtime, id);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    match status(store, &record) {
+        Status::Stopped => {}
+        Status::Created => end(runtime, &record)?,
+        _ if force => end(runtime, &record)?,
+        status => {
+            return Err(ContainerError::WrongState {
+                id: id.clone(),
+                status,
+                problem: "cannot delete container that is not stopped",
+            }
+            .into());
+        }
+    }
+    // A proxy that outlived its VM is about to end, and one without a VM must not be left.
+    reap_proxy(&record)?;
+    match Sandbox::open(store, &record.sandbox_id) {
+        Ok(sandbox) => leave(sandbox, id, force)?,
+        // `create` may have been killed before there was one.
+        Err(StoreError::NoSandbox { .. }) => {
+            remove_recordless_sandbox(runtime, &record.sandbox_id, id)?
+        }
+        Err(error) => return Err(error.into()),
+    }
+    run_poststop(&record, &record.bundle);
+    store.remove_container(id)?;
+    Ok(())
+}
+
+/// Kills a container's processes and waits for its proxy's end. The sandbox's lock is not held: the proxy wants it. A
+/// guest that does not answer is ended with its VM.
+fn end(runtime: &Runtime, record: &ContainerRecord) -> Result<(), Error> {
+    let Some(proxy) = record.proxy else {
+        return Ok(());
+    };
+    let directory = runtime.store.sandbox_directory(&record.sandbox_id);
+    let killed = AgentClient::connect(&vsock_socket(&directory))
+        .and_then(|mut agent| agent.signal(&record.id, "", libc::SIGKILL.unsigned_abs(), true));
+    match killed {
+        Ok(()) if proxy.wait_end(END_LIMIT) => return Ok(()),
+        Ok(()) => tracing::warn!(container = %record.id, "the container does not end"),
+        Err(error) if proxy.is_alive() => {
+            tracing::warn!(container = %record.id, error = %chain(&error), "killing the container");
+        }
+        Err(_) => return Ok(()),
+    }
+    if let Ok(sandbox) = runtime.store.sandbox(&record.sandbox_id)
+        && let Some(vmm) = sandbox.vmm
+    {
+        vmm_process::stop(&vmm, &directory)?;
+    }
+    Ok(())
+}
+
+/// A proxy whose process, or VM, has ended does so itself; it is helped if it does not.
+fn reap_proxy(record: &ContainerRecord) -> Result<(), ContainerError> {
+    let Some(proxy) = record.proxy else {
+        return Ok(());
+    };
+    if proxy.wait_end(END_LIMIT) {
+        return Ok(());
+    }
+    tracing::warn!(container = %record.id, "the process proxy does not end");
+    let killed = proxy.signal(libc::SIGKILL).is_ok() && proxy.wait_end(END_LIMIT);
+    killed
+        .then_some(())
+        .ok_or_else(|| ContainerError::Unkillable {
+            id: record.id.clone(),
+        })
+}
+
+/// Takes a stopped container out of its sandbox, and ends that if it was the last.
+fn leave(mut sandbox: Sandbox, id: &ContainerId, force: bool) -> Result<(), Error> {
+    if sandbox.containers_but(id)?.is_empty() {
+        sandbox.end()?;
+        sandbox.remove()?;
+        return Ok(());
+    }
+    match sandbox.remove_container(id) {
+        Err(error) if force => {
+            tracing::warn!(container = %id, error = %chain(&error), "taking it out of its VM");
+            Ok(())
+        }
+        answer => answer,
+    }
+}
+
+/// A sandbox's directory without a record is one that `create` was killed in while it made it.
+fn remove_recordless_sandbox(
+    runtime: &Runtime,
+    sandbox: &ContainerId,
+    id: &ContainerId,
+) -> Result<(), Error> {
+    if sandbox == id {
+        runtime.store.remove_sandbox(sandbox)?;
+    }
+    Ok(())
+}
+
+/// What is left of a container that nothing is known of: its directory, and the sandbox that was its own.
+fn delete_unknown(runtime: &Runtime, id: &ContainerId) -> Result<(), Error> {
+    match Sandbox::open(&runtime.store, id) {
+        Ok(sandbox) => leave(sandbox, id, true)?,
+        Err(StoreError::NoSandbox { .. }) => remove_recordless_sandbox(runtime, id, id)?,
+        Err(error) => return Err(error.into()),
+    }
+    runtime.store.remove_container(id)?;
+    Ok(())
+}

@@ -1,0 +1,305 @@
+//! `exec`: one more process in a container that runs.
+
+use std::path::PathBuf;
+use std::process::Child;
+
+use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process, User};
+
+use super::state::{Status, status};
+use super::{Console, ContainerError, ContainerId, write_pid_file};
+use crate::Runtime;
+use crate::agent_client::AgentClient;
+use crate::bundle::{BundleError, read_process, read_spec, validate_process};
+use crate::error::{Error, chain};
+use crate::process_proxy::foreground::{HeldSignals, RawTerminal};
+use crate::process_proxy::{Attach, NewProxy, Setup, Streams};
+use crate::rootfs::translate_process;
+use crate::store::ContainerRecord;
+use crate::timing::Moment;
+use crate::vmm_process::vsock_socket;
+
+/// What `exec` is told.
+#[derive(Clone, Debug)]
+pub struct ExecOptions {
+    /// The container.
+    pub id: ContainerId,
+    /// The process.
+    pub process: ExecProcess,
+    /// Who has its terminal.
+    pub console: Console,
+    /// Where the proxy's pid is written.
+    pub pid_file: Option<PathBuf>,
+    /// Go ahead though the container is paused: the process then waits for `resume`.
+    pub ignore_paused: bool,
+}
+
+/// The process that `exec` is to start.
+#[derive(Clone, Debug)]
+pub enum ExecProcess {
+    /// As a file has it, whole.
+    File(PathBuf),
+    /// As the container's own, but for this.
+    Like {
+        /// The program and its arguments.
+        args: Vec<String>,
+        /// The working directory.
+        cwd: Option<PathBuf>,
+        /// Added to the environment: `NAME=value`.
+        env: Vec<String>,
+        /// Whether it has a terminal.
+        tty: bool,
+        /// User and group ids.
+        user: Option<(u32, Option<u32>)>,
+        /// Supplementary groups.
+        additional_gids: Vec<u32>,
+        /// Capabilities added to its bounding, effective and permitted sets.
+        caps: Vec<Capability>,
+        /// Whether `no_new_privs` is set.
+        no_new_privs: bool,
+    },
+}
+
+/// Starts a process in a container. Detached, gives 0 once it runs; otherwise waits for its end and gives its exit
+/// code.
+///
+/// # Errors
+/// The container does not run, or the process cannot.
+pub fn exec(runtime: &Runtime, options: &ExecOptions) -> Result<u8, Error> {
+    let record = runtime.store.container(&options.id)?;
+    check_state(runtime, &record, options.ignore_paused)?;
+    let process = process(&record, &options.process)?;
+    let streams = options.console.streams(&process)?;
+    let detach = options.console.is_detached();
+    let signals = if detach {
+        None
+    } else {
+        Some(HeldSignals::hold()?)
+    };
+    let terminal = (streams == Streams::Terminal)
+        .then(RawTerminal::enter)
+        .transpose()?;
+    let mut proxy = start(runtime, &record, options, process, streams)?;
+    let Some(signals) = signals else {
+        return Ok(0);
+    };
+    let code = signals.wait(&mut proxy)?;
+    drop(terminal);
+    Ok(code)
+}
+
+fn check_state(
+    runtime: &Runtime,
+    record: &ContainerRecord,
+    ignore_paused: bool,
+) -> Result<(), ContainerError> {
+    let status = status(&runtime.store, record);
+    let problem = match status {
+        Status::Running | Status::Created => return Ok(()),
+        Status::Paused if ignore_paused => return Ok(()),
+        Status::Paused => "cannot exec in a paused container (use --ignore-paused to override)",
+        Status::Stopped => "cannot exec in a stopped container",
+        Status::Creating => "cannot exec in a container that is not running",
+    };
+    Err(ContainerError::WrongState {
+        id: record.id.clone(),
+        status,
+        problem,
+    })
+}
+
+/// The process in the guest and its proxy; when that fails the process is killed.
+fn start(
+    runtime: &Runtime,
+    record: &ContainerRecord,
+    options: &ExecOptions,
+    process: Process,
+    streams: Streams,
+) -> Result<Child, Error> {
+    let proxy = NewProxy::spawn(
+        None,
+        &Setup {
+            streams,
+            own_session: options.console.is_detached(),
+            log: runtime.log.clone(),
+            origin: Moment::now(),
+        },
+    )?;
+    // The proxy's pid alone could come again while the agent still knows the one before.
+    let identity = proxy.identity();
+    let exec_id = format!("exec-{}-{}", identity.pid, identity.start_time);
+    let socket = vsock_socket(&runtime.store.sandbox_directory(&record.sandbox_id));
+    let mut agent = AgentClient::connect(&socket)?;
+    agent.exec_process(&record.id, &exec_id, translate_process(process)?)?;
+    let attached = proxy
+        .attach(&Attach {
+            root: runtime.store.root().into(),
+            sandbox_id: record.sandbox_id.clone(),
+            container_id: record.id.clone(),
+            exec_id: exec_id.clone(),
+        })
+        .map_err(Error::from)
+        .and_then(|()| {
+            if let Some(path) = &options.pid_file {
+                write_pid_file(path, identity.pid)?;
+            }
+            Ok(proxy.commit()?)
+        });
+    attached.inspect_err(|_| {
+        let killed = agent.signal(&record.id, &exec_id, libc::SIGKILL.unsigned_abs(), false);
+        if let Err(error) = killed {
+            tracing::debug!(error = %chain(&error), "killing a process without a proxy");
+        }
+    })
+}
+
+fn process(record: &ContainerRecord, wanted: &ExecProcess) -> Result<Process, Error> {
+    let process = match wanted {
+        ExecProcess::File(path) => return Ok(read_process(path)?),
+        like @ ExecProcess::Like { .. } => {
+            let spec = read_spec(&record.bundle)?;
+            let own = spec.process().clone().ok_or(BundleError::Field {
+                field: "process",
+                problem: "it is missing".into(),
+            })?;
+            like_own(own, like)
+        }
+    };
+    validate_process(&process)?;
+    Ok(process)
+}
+
+fn like_own(mut process: Process, wanted: &ExecProcess) -> Process {
+    let ExecProcess::Like {
+        args,
+        cwd,
+        env,
+        tty,
+        user,
+        additional_gids,
+        caps,
+        no_new_privs,
+    } = wanted
+    else {
+        return process;
+    };
+    process
+        .set_args(Some(args.clone()))
+        .set_terminal(Some(*tty));
+    if let Some(cwd) = cwd {
+        process.set_cwd(cwd.clone());
+    }
+    let mut all = process.env().clone().unwrap_or_default();
+    all.extend(env.iter().cloned());
+    process.set_env(Some(all));
+    let mut new_user = match user {
+        None => process.user().clone(),
+        Some((uid, gid)) => {
+            let mut new = User::default();
+            new.set_uid(*uid).set_gid(gid.unwrap_or(0));
+            new
+        }
+    };
+    if !additional_gids.is_empty() {
+        let mut all = new_user.additional_gids().clone().unwrap_or_default();
+        all.extend(additional_gids);
+        new_user.set_additional_gids(Some(all));
+    }
+    process.set_user(new_user);
+    if *no_new_privs {
+        process.set_no_new_privileges(Some(true));
+    }
+    if !caps.is_empty() {
+        let own = process.capabilities().clone();
+        process.set_capabilities(Some(with_capabilities(own, caps)));
+    }
+    process
+}
+
+/// Adds to the sets that runc adds to: all but the ambient and the inheritable one.
+fn with_capabilities(own: Option<LinuxCapabilities>, added: &[Capability]) -> LinuxCapabilities {
+    let none = || {
+        let mut none = LinuxCapabilities::default();
+        none.set_bounding(None)
+            .set_effective(None)
+            .set_inheritable(None)
+            .set_permitted(None)
+            .set_ambient(None);
+        none
+    };
+    let mut capabilities = own.unwrap_or_else(none);
+    let extend = |set: &Option<Capabilities>| -> Option<Capabilities> {
+        Some(set.iter().flatten().chain(added).copied().collect())
+    };
+    let bounding = extend(capabilities.bounding());
+    let effective = extend(capabilities.effective());
+    let permitted = extend(capabilities.permitted());
+    capabilities
+        .set_bounding(bounding)
+        .set_effective(effective)
+        .set_permitted(permitted);
+    capabilities
+}
+
+/// `CAP_NET_ADMIN`, in any case, with or without its prefix.
+///
+/// # Errors
+/// It is no capability.
+pub fn parse_capability(text: &str) -> Result<Capability, ContainerError> {
+    let name = text.to_ascii_uppercase();
+    let name = name.strip_prefix("CAP_").unwrap_or(&name);
+    serde_json::from_value(format!("CAP_{name}").into())
+        .map_err(|_| ContainerError::Capability(text.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own() -> Process {
+        serde_json::from_value(serde_json::json!({
+            "args": ["sh"], "cwd": "/srv", "env": ["A=1"], "terminal": true,
+            "user": {"uid": 5, "gid": 6, "additionalGids": [7]},
+            "capabilities": {"bounding": ["CAP_CHOWN"], "effective": ["CAP_CHOWN"]},
+        }))
+        .unwrap()
+    }
+
+    fn wanted(user: Option<(u32, Option<u32>)>, caps: Vec<Capability>) -> ExecProcess {
+        ExecProcess::Like {
+            args: vec!["id".into()],
+            cwd: None,
+            env: vec!["B=2".into()],
+            tty: false,
+            user,
+            additional_gids: vec![8],
+            caps,
+            no_new_privs: true,
+        }
+    }
+
+    #[test]
+    fn a_process_is_like_the_containers_own_but_for_what_is_said() {
+        let process = like_own(own(), &wanted(None, vec![]));
+        assert_eq!(process.args().as_deref().unwrap(), ["id"]);
+        assert_eq!(process.env().as_deref().unwrap(), ["A=1", "B=2"]);
+        assert_eq!(process.cwd(), std::path::Path::new("/srv"));
+        assert_eq!(process.terminal(), Some(false));
+        assert_eq!(process.no_new_privileges(), Some(true));
+        let user = process.user();
+        assert_eq!((user.uid(), user.gid()), (5, 6));
+        assert_eq!(user.additional_gids().as_deref().unwrap(), [7, 8]);
+    }
+
+    #[test]
+    fn a_user_replaces_and_capabilities_are_added() {
+        let net_admin = parse_capability("net_admin").unwrap();
+        let process = like_own(own(), &wanted(Some((9, None)), vec![net_admin]));
+        assert_eq!((process.user().uid(), process.user().gid()), (9, 0));
+        assert_eq!(process.user().additional_gids().as_deref().unwrap(), [8]);
+        let capabilities = process.capabilities().as_ref().unwrap();
+        assert_eq!(capabilities.bounding().as_ref().unwrap().len(), 2);
+        assert_eq!(capabilities.permitted().as_ref().unwrap().len(), 1);
+        assert_eq!(*capabilities.ambient(), None);
+        parse_capability("CAP_NOSUCH").unwrap_err();
+    }
+}

@@ -1,0 +1,200 @@
+//! Which VM a container goes into: one of its own, or that of the pod that it belongs to.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
+
+use super::ContainerId;
+use crate::network::Netns;
+use crate::sandbox::Sandbox;
+use crate::store::{Store, StoreError};
+
+/// Annotations with which an engine says that a container belongs to a pod: the annotation of the kind, its value for
+/// a container of a pod, and the annotation that holds the id of the pod's sandbox.
+const POD_ANNOTATIONS: [(&str, &str, &str); 2] = [
+    (
+        "io.kubernetes.cri.container-type",
+        "container",
+        "io.kubernetes.cri.sandbox-id",
+    ),
+    (
+        "io.kubernetes.cri-o.ContainerType",
+        "container",
+        "io.kubernetes.cri-o.SandboxID",
+    ),
+];
+
+/// The network namespace of a container, and the sandbox that is in it already.
+#[derive(Debug)]
+pub(super) struct Placement {
+    /// It is held open for as long as the container is being made.
+    pub(super) netns: Netns,
+    /// Where it is mounted, if the configuration names one.
+    pub(super) netns_path: Option<PathBuf>,
+    /// A sandbox whose VM runs, with its lock.
+    pub(super) sandbox: Option<Sandbox>,
+}
+
+impl Placement {
+    /// Finds, or makes, the network namespace of a container with this configuration, and its sandbox.
+    ///
+    /// # Errors
+    /// The namespace cannot be had, or the state directory cannot be read.
+    pub(super) fn find(
+        store: &Store,
+        spec: &Spec,
+        annotations: &HashMap<String, String>,
+    ) -> Result<Self, crate::Error> {
+        let netns_path = netns_path(spec);
+        let netns = match &netns_path {
+            Some(path) => Netns::open(path)?,
+            None => Netns::create()?,
+        };
+        let by_annotation = pod_of(annotations);
+        let sandbox = match &by_annotation {
+            Some(id) => open_running(store, id)?,
+            None => None,
+        };
+        let sandbox = match (sandbox, &netns_path) {
+            (None, Some(_)) => sandbox_in(store, &netns)?,
+            (sandbox, _) => sandbox,
+        };
+        Ok(Self {
+            netns,
+            netns_path,
+            sandbox,
+        })
+    }
+}
+
+fn netns_path(spec: &Spec) -> Option<PathBuf> {
+    let namespaces = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux: &Linux| linux.namespaces().as_deref());
+    namespaces
+        .unwrap_or_default()
+        .iter()
+        .find(|namespace| namespace.typ() == LinuxNamespaceType::Network)
+        .and_then(|namespace| namespace.path().clone())
+        .filter(|path| path != Path::new(""))
+}
+
+/// The pod that annotations name; a name that is no id is no sandbox's.
+fn pod_of(annotations: &HashMap<String, String>) -> Option<ContainerId> {
+    POD_ANNOTATIONS
+        .iter()
+        .find_map(|(kind, container, sandbox)| {
+            annotations
+                .get(*kind)
+                .filter(|value| value == container)
+                .and_then(|_| annotations.get(*sandbox)?.parse().ok())
+        })
+}
+
+/// The sandbox `id`, if its VM runs once its lock is had.
+fn open_running(store: &Store, id: &ContainerId) -> Result<Option<Sandbox>, crate::Error> {
+    match Sandbox::open(store, id) {
+        Ok(sandbox) => Ok(sandbox.is_running().then_some(sandbox)),
+        Err(StoreError::NoSandbox { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The running sandbox that lives in `netns`. One that ended there without giving the namespace back (its proxy was
+/// killed) does so now.
+fn sandbox_in(store: &Store, netns: &Netns) -> Result<Option<Sandbox>, crate::Error> {
+    for record in store.sandboxes()? {
+        if record.network.netns != Some(netns.id()) {
+            continue;
+        }
+        if let Some(sandbox) = open_running(store, &record.id)? {
+            return Ok(Some(sandbox));
+        }
+        give_back(store, &record.id)?;
+    }
+    Ok(None)
+}
+
+fn give_back(store: &Store, id: &ContainerId) -> Result<(), crate::Error> {
+    match Sandbox::open(store, id) {
+        Ok(mut sandbox) => sandbox.end(),
+        Err(StoreError::NoSandbox { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The namespace of a container of the same sandbox that `path` (`/proc/<pid of its proxy>/ns/<kind>`) stands for, as
+/// the guest sees it.
+pub(super) fn resolve_namespace(
+    store: &Store,
+    sandbox: Option<&Sandbox>,
+    kind: LinuxNamespaceType,
+    path: &Path,
+) -> Option<PathBuf> {
+    let sandbox = sandbox?.id();
+    let (pid, name) = path.to_str()?.strip_prefix("/proc/")?.split_once("/ns/")?;
+    let pid: i32 = pid.parse().ok()?;
+    let known = matches!(
+        (kind, name),
+        (LinuxNamespaceType::Pid, "pid")
+            | (LinuxNamespaceType::Ipc, "ipc")
+            | (LinuxNamespaceType::Uts, "uts")
+            | (LinuxNamespaceType::Cgroup, "cgroup")
+            | (LinuxNamespaceType::Mount, "mnt")
+    );
+    if !known {
+        return None;
+    }
+    let containers = store.containers().ok()?;
+    let owner = containers.iter().find(|record| {
+        record.sandbox_id == *sandbox
+            && record
+                .proxy
+                .is_some_and(|proxy| proxy.pid == pid && proxy.is_alive())
+    })?;
+    Some(PathBuf::from(format!(
+        "/proc/{}/ns/{name}",
+        owner.guest_pid?
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn annotations_of_engines_name_the_pod() {
+        let annotations = |pairs: &[(&str, &str)]| -> HashMap<String, String> {
+            pairs
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect()
+        };
+        let containerd = annotations(&[
+            ("io.kubernetes.cri.container-type", "container"),
+            ("io.kubernetes.cri.sandbox-id", "pod1"),
+        ]);
+        assert_eq!(pod_of(&containerd), Some("pod1".parse().unwrap()));
+        let crio = annotations(&[
+            ("io.kubernetes.cri-o.ContainerType", "container"),
+            ("io.kubernetes.cri-o.SandboxID", "pod2"),
+        ]);
+        assert_eq!(pod_of(&crio), Some("pod2".parse().unwrap()));
+        for pairs in [
+            &[][..],
+            &[
+                ("io.kubernetes.cri.container-type", "sandbox"),
+                ("io.kubernetes.cri.sandbox-id", "pod1"),
+            ],
+            &[("io.kubernetes.cri.container-type", "container")],
+            &[
+                ("io.kubernetes.cri.container-type", "container"),
+                ("io.kubernetes.cri.sandbox-id", "../pod1"),
+            ],
+        ] {
+            assert_eq!(pod_of(&annotations(pairs)), None);
+        }
+    }
+}

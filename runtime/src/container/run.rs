@@ -1,0 +1,56 @@
+//! `run`: `create`, `start`, and in the foreground also the wait for the end and `delete`.
+
+use super::{CreateOptions, Created, create, delete, start};
+use crate::Runtime;
+use crate::error::{Error, chain};
+use crate::process_proxy::foreground::{HeldSignals, RawTerminal};
+
+/// What `run` is told.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// What `create` is told.
+    pub create: CreateOptions,
+    /// Leave the container there when it has ended.
+    pub keep: bool,
+}
+
+/// Creates and starts a container. Detached, gives 0 once it runs; otherwise waits for its end and gives its exit
+/// code.
+///
+/// # Errors
+/// The container could not be created or started; nothing is left of it then.
+pub fn run(runtime: &Runtime, options: &RunOptions) -> Result<u8, Error> {
+    let detach = options.create.console.is_detached();
+    let signals = if detach {
+        None
+    } else {
+        Some(HeldSignals::hold()?)
+    };
+    let id = &options.create.id;
+    let Created {
+        mut proxy,
+        has_own_terminal,
+    } = create(runtime, &options.create)?;
+    let terminal = has_own_terminal.then(RawTerminal::enter).transpose();
+    let started = terminal
+        .map_err(Error::from)
+        .and_then(|terminal| start(runtime, id).map(|()| terminal));
+    let terminal = started.inspect_err(|_| clean_up(runtime, options, true))?;
+    let Some(signals) = signals else {
+        return Ok(0);
+    };
+    let code = signals.wait(&mut proxy);
+    drop(terminal);
+    clean_up(runtime, options, false);
+    Ok(code?)
+}
+
+/// The error that led here, or the container's exit code, is what the caller is to hear of.
+fn clean_up(runtime: &Runtime, options: &RunOptions, force: bool) {
+    if options.keep {
+        return;
+    }
+    if let Err(error) = delete(runtime, &options.create.id, force) {
+        tracing::error!(container = %options.create.id, error = %chain(&error), "delete");
+    }
+}

@@ -1,0 +1,71 @@
+//! `start`: the container's program runs.
+
+use super::state::{State, Status, status};
+use super::{ContainerError, ContainerId};
+use crate::Runtime;
+use crate::error::{Error, chain};
+use crate::hooks::{self, HookKind};
+use crate::sandbox::{Sandbox, SandboxError};
+use crate::store::Lifecycle;
+use crate::timing::Stopwatch;
+
+/// Runs the program of a container that was created. Its network is looked at once more before: engines may have
+/// wired it since.
+///
+/// # Errors
+/// It is in another state; or the program cannot be run, and then the container has stopped.
+pub fn start(runtime: &Runtime, id: &ContainerId) -> Result<(), Error> {
+    let mut stopwatch = Stopwatch::start();
+    let store = &runtime.store;
+    let record = store.container(id)?;
+    let mut sandbox = Sandbox::open(store, &record.sandbox_id)?;
+    // What it was before the lock was had may have changed.
+    let mut record = store.container(id)?;
+    let status = status(store, &record);
+    if status != Status::Created {
+        return Err(ContainerError::WrongState {
+            id: id.clone(),
+            status,
+            problem: match status {
+                Status::Stopped => "cannot start a container that has stopped",
+                Status::Running | Status::Paused => "cannot start an already running container",
+                Status::Creating | Status::Created => "cannot start a container",
+            },
+        }
+        .into());
+    }
+    let netns = sandbox
+        .open_netns()
+        .ok_or_else(|| SandboxError::NotRunning {
+            id: record.sandbox_id.clone(),
+        })?;
+    let mut agent = sandbox.agent()?;
+    sandbox.reconcile_network(&netns, runtime.config.network_model, &mut agent)?;
+    stopwatch.phase("start_network");
+    agent.start_container(id)?;
+    stopwatch.phase("start_container");
+    record.lifecycle = Lifecycle::Started;
+    store.save_container(&record)?;
+    if sandbox.vcpus() > 1 {
+        match agent.online_cpus(sandbox.vcpus()) {
+            Ok(online) => tracing::debug!(online, "vCPUs"),
+            Err(error) => tracing::warn!(error = %chain(&error), "bringing vCPUs online"),
+        }
+    }
+    let state = State::with_status(&record, Status::Running).to_json();
+    let hooked = hooks::run(
+        HookKind::Poststart,
+        &record.poststart,
+        &state,
+        &record.bundle,
+        None,
+    );
+    if let Err(error) = hooked {
+        // As runc does: a container whose hooks failed does not go on.
+        if let Err(error) = agent.signal(id, "", libc::SIGKILL.unsigned_abs(), true) {
+            tracing::warn!(error = %chain(&error), "killing a container whose hook failed");
+        }
+        return Err(error.into());
+    }
+    Ok(())
+}

@@ -1,0 +1,79 @@
+//! The process proxy: the process of the host that stands for a process in the guest. It is the hidden subcommand
+//! `process-proxy` of `hull`; its pid is the one that callers see, it lives in the sandbox's network namespace, holds
+//! the process's standard streams or terminal, forwards the signals that it gets, and exits with the process's exit
+//! code.
+//!
+//! Its maker ([`spawn`]) starts it before there is a VM, for hooks want a pid, and then tells it what to do, message by
+//! message (messages.rs). Until it is told [`messages::ToProxy::Commit`] it ends with its maker; afterwards it lives as
+//! long as the process in the guest does, or its VM.
+//!
+//! In the proxy (serve.rs) one thread waits for the end of the process, one for signals (signals.rs), and one for each
+//! stream carries bytes (stdio.rs); all of them block, so that an idle process costs nothing.
+
+mod console;
+pub mod foreground;
+mod messages;
+mod serve;
+mod signals;
+mod spawn;
+mod stdio;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::agent_client::AgentError;
+use crate::agent_client::vsock::VsockError;
+use crate::network;
+
+pub use messages::{Attach, Setup, Streams};
+pub use serve::serve;
+pub use spawn::NewProxy;
+
+/// How a process proxy fails.
+#[derive(Debug, thiserror::Error)]
+pub enum ProxyError {
+    /// It cannot be started, or something of it cannot be made.
+    #[error("process proxy: {operation}")]
+    Host {
+        /// What was tried.
+        operation: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// It cannot be born in the network namespace.
+    #[error("process proxy")]
+    Netns(#[source] network::Error),
+    /// It said that it cannot do what it was told.
+    #[error("process proxy: {message}")]
+    Failed {
+        /// With the whole chain of causes.
+        message: String,
+    },
+    /// It ended, or does not answer.
+    #[error("the process proxy ended or does not answer")]
+    Lost(#[source] io::Error),
+    /// The receiver of a terminal does not take it.
+    #[error("console socket {}: {operation}", path.display())]
+    ConsoleSocket {
+        /// The socket.
+        path: PathBuf,
+        /// What was tried.
+        operation: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A stream of the process cannot be opened.
+    #[error("streams of the process")]
+    Stream(#[from] VsockError),
+    /// The agent cannot be asked for the end of the process.
+    #[error("the end of the process")]
+    Agent(#[from] AgentError),
+}
+
+impl ProxyError {
+    fn host(operation: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Host { operation, source }
+    }
+}

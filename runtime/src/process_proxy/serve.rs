@@ -1,0 +1,310 @@
+//! The proxy itself: what runs in the process that `hull process-proxy` is.
+
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use hull_agent_protocol::stdio::{StreamKind, StreamRequest};
+use hull_vmm_protocol::socket::{parse, receive, send};
+use nix::sys::signalfd::SignalFd;
+
+use super::messages::{Attach, FromProxy, Setup, Streams, ToProxy};
+use super::signals::{Forwarder, block_all};
+use super::stdio::{Output, carry_input};
+use super::{ProxyError, console};
+use crate::agent_client::{AgentClient, vsock};
+use crate::sandbox::Sandbox;
+use crate::store::Store;
+use crate::timing::{Moment, Stopwatch};
+use crate::vmm_process::vsock_socket;
+
+/// What a process exits with whose VM went away: as if it had been killed, which it was.
+const KILLED: u8 = 137;
+/// What the proxy exits with when it never stood for a process.
+const NOTHING: u8 = 1;
+
+/// Does what its maker says on `control`, and then stands for a process until that ends. Gives the exit code.
+pub fn serve(control: OwnedFd) -> u8 {
+    let prepared = prepare(&control);
+    let answer = match prepared {
+        Ok(Some(session)) => return session.run(),
+        // The maker has ended, or given up.
+        Ok(None) => return NOTHING,
+        Err(error) => FromProxy::Failed {
+            message: crate::error::chain(&error),
+        },
+    };
+    // Without a maker nobody wants to know.
+    let _ = send(&control, &answer, &[]);
+    NOTHING
+}
+
+fn prepare(control: &OwnedFd) -> Result<Option<Session>, ProxyError> {
+    let Some(ToProxy::Setup(setup)) = next(control)? else {
+        return Ok(None);
+    };
+    let held = Held::set_up(&setup)?;
+    answer(control, &FromProxy::Ready)?;
+    let Some(ToProxy::Attach(attach)) = next(control)? else {
+        return Ok(None);
+    };
+    let session = held.attach(attach)?;
+    answer(control, &FromProxy::Attached)?;
+    match next(control)? {
+        Some(ToProxy::Commit) => Ok(Some(session)),
+        _ => Ok(None),
+    }
+}
+
+fn next(control: &OwnedFd) -> Result<Option<ToProxy>, ProxyError> {
+    let packet = receive(control).map_err(ProxyError::Lost)?;
+    packet
+        .map(|(packet, _)| parse(&packet).map_err(|error| ProxyError::Lost(error.into())))
+        .transpose()
+}
+
+fn answer(control: &OwnedFd, answer: &FromProxy) -> Result<(), ProxyError> {
+    send(control, answer, &[]).map_err(ProxyError::Lost)
+}
+
+/// What the proxy holds before there is a process.
+struct Held {
+    signals: SignalFd,
+    streams: HostStreams,
+    origin: Moment,
+}
+
+/// The process's streams on the host, open.
+enum HostStreams {
+    Standard,
+    Terminal { input: OwnedFd, output: OwnedFd },
+}
+
+impl Held {
+    fn set_up(setup: &Setup) -> Result<Self, ProxyError> {
+        // Its standard error is the process's, and nothing of hull's goes there.
+        if setup.log.path.is_some() {
+            setup.log.init().map_err(ProxyError::host("open its log"))?;
+        }
+        let signals = block_all().map_err(ProxyError::host("block signals"))?;
+        std::env::set_current_dir("/").map_err(ProxyError::host("leave its directory"))?;
+        if setup.own_session {
+            nix::unistd::setsid()
+                .map_err(|errno| ProxyError::host("make a session")(errno.into()))?;
+        }
+        let streams = match &setup.streams {
+            Streams::Standard => HostStreams::Standard,
+            Streams::Terminal => HostStreams::Terminal {
+                input: duplicate(io::stdin().as_fd())?,
+                output: duplicate(io::stdout().as_fd())?,
+            },
+            Streams::Console { socket, size } => {
+                let slave = console::open(socket, *size)?;
+                HostStreams::Terminal {
+                    input: duplicate(slave.as_fd())?,
+                    output: slave,
+                }
+            }
+        };
+        Ok(Self {
+            signals,
+            streams,
+            origin: setup.origin,
+        })
+    }
+
+    fn attach(self, attach: Attach) -> Result<Session, ProxyError> {
+        let store = Store::new(attach.root.clone());
+        let socket = vsock_socket(&store.sandbox_directory(&attach.sandbox_id));
+        let open = |kind| {
+            let request = StreamRequest {
+                kind,
+                container_id: attach.container_id.to_string(),
+                exec_id: attach.exec_id.clone(),
+            };
+            vsock::open_stream(&socket, &request)
+        };
+        let streams = match self.streams {
+            HostStreams::Standard => Connected::Standard {
+                stdin: open(StreamKind::Stdin)?,
+                stdout: open(StreamKind::Stdout)?,
+                stderr: open(StreamKind::Stderr)?,
+            },
+            HostStreams::Terminal { input, output } => Connected::Terminal {
+                input,
+                output,
+                stream: open(StreamKind::Terminal)?,
+            },
+        };
+        let mut agent = AgentClient::connect(&socket)?;
+        agent.await_process(&attach.container_id, &attach.exec_id)?;
+        Ok(Session {
+            attach,
+            store,
+            agent,
+            streams,
+            signals: self.signals,
+            origin: self.origin,
+        })
+    }
+}
+
+fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd, ProxyError> {
+    fd.try_clone_to_owned()
+        .map_err(ProxyError::host("duplicate a stream"))
+}
+
+/// The process's streams, both ends.
+enum Connected {
+    Standard {
+        stdin: UnixStream,
+        stdout: UnixStream,
+        stderr: UnixStream,
+    },
+    Terminal {
+        input: OwnedFd,
+        output: OwnedFd,
+        stream: UnixStream,
+    },
+}
+
+/// A process in the guest that the proxy stands for.
+struct Session {
+    attach: Attach,
+    store: Store,
+    agent: AgentClient,
+    streams: Connected,
+    signals: SignalFd,
+    origin: Moment,
+}
+
+impl Session {
+    fn run(self) -> u8 {
+        let Self {
+            attach,
+            store,
+            mut agent,
+            streams,
+            signals,
+            origin,
+        } = self;
+        let outputs = match carry(&streams, origin) {
+            Ok(outputs) => outputs,
+            Err(error) => {
+                tracing::error!(error = %crate::error::chain(&error), "process proxy");
+                Vec::new()
+            }
+        };
+        let forwarder = Forwarder {
+            signals,
+            socket: vsock_socket(&store.sandbox_directory(&attach.sandbox_id)),
+            container_id: attach.container_id.clone(),
+            exec_id: attach.exec_id.clone(),
+            terminal: streams.terminal(),
+        };
+        if let Err(error) = forwarder.start() {
+            tracing::error!(%error, "process proxy: signals");
+        }
+        let code = match agent.process_ended() {
+            Ok(ended) => u8::try_from(ended.exit_status).unwrap_or(KILLED),
+            Err(error) => {
+                tracing::warn!(
+                    container = %attach.container_id,
+                    error = %crate::error::chain(&error),
+                    "the VM went away under its container"
+                );
+                streams.shut_down();
+                KILLED
+            }
+        };
+        for output in outputs {
+            output.finish();
+        }
+        if attach.exec_id.is_empty() {
+            end_sandbox(&store, &attach);
+        }
+        code
+    }
+}
+
+/// Starts the threads that carry bytes; gives those whose end is waited for.
+fn carry(streams: &Connected, origin: Moment) -> Result<Vec<Output>, ProxyError> {
+    let stopwatch = Stopwatch::since(origin);
+    let first_output = move || {
+        let mut stopwatch = stopwatch;
+        stopwatch.phase("first_output");
+    };
+    let host = || ProxyError::host("carry a stream");
+    match streams {
+        Connected::Standard {
+            stdin,
+            stdout,
+            stderr,
+        } => {
+            let clone = |stream: &UnixStream| stream.try_clone().map_err(host());
+            carry_input(duplicate(io::stdin().as_fd())?, clone(stdin)?).map_err(host())?;
+            let sinks = (
+                duplicate(io::stdout().as_fd())?,
+                duplicate(io::stderr().as_fd())?,
+            );
+            Ok(vec![
+                Output::carry("stdout", clone(stdout)?, sinks.0, first_output).map_err(host())?,
+                Output::carry("stderr", clone(stderr)?, sinks.1, || {}).map_err(host())?,
+            ])
+        }
+        Connected::Terminal {
+            input,
+            output,
+            stream,
+        } => {
+            let clone = || stream.try_clone().map_err(host());
+            carry_input(duplicate(input.as_fd())?, clone()?).map_err(host())?;
+            let output = duplicate(output.as_fd())?;
+            Ok(vec![
+                Output::carry("terminal", clone()?, output, first_output).map_err(host())?,
+            ])
+        }
+    }
+}
+
+impl Connected {
+    /// The terminal on the host, to ask for its size.
+    fn terminal(&self) -> Option<OwnedFd> {
+        match self {
+            Self::Standard { .. } => None,
+            Self::Terminal { input, .. } => input.try_clone().ok(),
+        }
+    }
+
+    /// Without a VM nothing more comes, even if the socket does not say so.
+    fn shut_down(&self) {
+        let streams: &[&UnixStream] = match self {
+            Self::Standard {
+                stdin,
+                stdout,
+                stderr,
+            } => &[stdin, stdout, stderr],
+            Self::Terminal { stream, .. } => &[stream],
+        };
+        for stream in streams {
+            // It may be closed already.
+            let _ = stream.shutdown(Shutdown::Read);
+        }
+    }
+}
+
+/// With the last container of a sandbox its VM ends, and gives its memory back, though its state stays.
+fn end_sandbox(store: &Store, attach: &Attach) {
+    let ended = Sandbox::open(store, &attach.sandbox_id)
+        .map_err(crate::Error::from)
+        .and_then(|mut sandbox| sandbox.end_if_unused(&attach.container_id));
+    if let Err(error) = ended {
+        // `delete` comes to it again.
+        tracing::warn!(
+            sandbox = %attach.sandbox_id,
+            error = %crate::error::chain(&error),
+            "ending the VM"
+        );
+    }
+}

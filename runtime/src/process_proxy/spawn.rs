@@ -1,0 +1,126 @@
+//! The maker's side of a process proxy.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use hull_vmm_protocol::socket::{parse, receive, send};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
+use nix::sys::time::TimeVal;
+
+use super::ProxyError;
+use super::messages::{Attach, FromProxy, Setup, ToProxy};
+use crate::network::Netns;
+use crate::process_identity::ProcessIdentity;
+
+/// How long a proxy may take to answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(120);
+
+/// A process proxy that is not on its own yet. Dropping it kills it.
+#[derive(Debug)]
+pub struct NewProxy {
+    /// Empty once it was committed.
+    child: Option<Child>,
+    identity: ProcessIdentity,
+    control: OwnedFd,
+}
+
+impl NewProxy {
+    /// Starts a proxy in `netns` (or where its maker is), with the maker's standard streams, and waits until it holds
+    /// what `setup` says.
+    ///
+    /// # Errors
+    /// See [`ProxyError`].
+    pub fn spawn(netns: Option<&Netns>, setup: &Setup) -> Result<Self, ProxyError> {
+        let (control, theirs) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )
+        .map_err(|errno| ProxyError::host("make its control socket")(errno.into()))?;
+        let limit = TimeVal::new(ANSWER_LIMIT.as_secs().try_into().unwrap_or(i64::MAX), 0);
+        setsockopt(&control, sockopt::ReceiveTimeout, &limit)
+            .and_then(|()| fcntl(theirs.as_fd(), FcntlArg::F_SETFD(FdFlag::empty())))
+            .map_err(|errno| ProxyError::host("set up its control socket")(errno.into()))?;
+        // The link itself: the program may have been replaced since this process was started.
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .args(["process-proxy", "--control-fd"])
+            .arg(theirs.as_raw_fd().to_string());
+        let child = match netns {
+            // A child is born in the network namespace of the thread that makes it.
+            Some(netns) => netns.run(|| command.spawn()).map_err(ProxyError::Netns)?,
+            None => command.spawn(),
+        };
+        let mut child = child.map_err(ProxyError::host("start it"))?;
+        drop(theirs);
+        let identity = match ProcessIdentity::of(child.id()) {
+            Ok(identity) => identity,
+            Err(error) => {
+                end(&mut child);
+                return Err(ProxyError::host("name it")(error));
+            }
+        };
+        let proxy = Self {
+            child: Some(child),
+            identity,
+            control,
+        };
+        proxy.tell(&ToProxy::Setup(setup.clone()), &FromProxy::Ready)?;
+        Ok(proxy)
+    }
+
+    /// Names it.
+    pub fn identity(&self) -> ProcessIdentity {
+        self.identity
+    }
+
+    /// Connects it to the process that it stands for.
+    ///
+    /// # Errors
+    /// See [`ProxyError`].
+    pub fn attach(&self, attach: &Attach) -> Result<(), ProxyError> {
+        self.tell(&ToProxy::Attach(attach.clone()), &FromProxy::Attached)
+    }
+
+    /// Lets it live on without this process.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn commit(mut self) -> Result<Child, ProxyError> {
+        send(&self.control, &ToProxy::Commit, &[]).map_err(ProxyError::Lost)?;
+        self.child
+            .take()
+            .ok_or_else(|| ProxyError::Lost(io::ErrorKind::NotFound.into()))
+    }
+
+    fn tell(&self, message: &ToProxy, expected: &FromProxy) -> Result<(), ProxyError> {
+        send(&self.control, message, &[]).map_err(ProxyError::Lost)?;
+        let packet = receive(&self.control)
+            .map_err(ProxyError::Lost)?
+            .ok_or_else(|| ProxyError::Lost(io::ErrorKind::UnexpectedEof.into()))?
+            .0;
+        match parse(&packet).map_err(|error| ProxyError::Lost(error.into()))? {
+            FromProxy::Failed { message } => Err(ProxyError::Failed { message }),
+            answer if answer == *expected => Ok(()),
+            _ => Err(ProxyError::Lost(io::ErrorKind::InvalidData.into())),
+        }
+    }
+}
+
+impl Drop for NewProxy {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            end(&mut child);
+        }
+    }
+}
+
+/// Neither can fail for a child that was not waited for.
+fn end(child: &mut Child) {
+    let _ = child.kill();
+    let _ = child.wait();
+}

@@ -1,0 +1,176 @@
+//! Carries the bytes of one stream, in a thread of its own that blocks in reading or in writing: so a slow reader slows
+//! its writer down, all the way to the process in the guest, and an idle stream costs nothing.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// The most that is carried at a time, in bytes.
+const CHUNK: usize = 64 * 1024;
+
+/// How long the guest may be silent after the process's end, before an output that something else holds open (a
+/// daemon that `exec` left behind) is given up.
+const SILENCE: Duration = Duration::from_secs(2);
+
+/// Carries what comes from `source` on the host to `sink` in the guest, and then its end. Nothing waits for this thread:
+/// it may be blocked in reading for as long as the proxy lives.
+pub(super) fn carry_input(source: OwnedFd, sink: UnixStream) -> io::Result<()> {
+    thread::Builder::new()
+        .name("stdin".into())
+        .spawn(move || {
+            if copy(&mut File::from(source), &mut &sink, |_| {}, |_| {}).is_err() {
+                tracing::debug!("the process's input was closed");
+            }
+            // The guest may have closed the stream.
+            let _ = sink.shutdown(Shutdown::Write);
+        })
+        .map(drop)
+}
+
+/// The thread that carries an output of the process to the host.
+#[derive(Debug)]
+pub(super) struct Output {
+    stream: UnixStream,
+    done: Receiver<()>,
+    progress: Arc<Progress>,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
+    bytes: AtomicU64,
+    writing: AtomicBool,
+}
+
+impl Output {
+    /// Carries what comes from `source` in the guest to `sink` on the host; `first_byte` is called once.
+    pub(super) fn carry(
+        name: &str,
+        source: UnixStream,
+        sink: OwnedFd,
+        first_byte: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Self> {
+        let (sender, done) = channel();
+        let progress = Arc::new(Progress::default());
+        let stream = source.try_clone()?;
+        let shared = Arc::clone(&progress);
+        thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                let mut first_byte = Some(first_byte);
+                let read = |count: usize| {
+                    if let Some(first_byte) = first_byte.take() {
+                        first_byte();
+                    }
+                    shared.bytes.fetch_add(count as u64, Ordering::Relaxed);
+                    shared.writing.store(true, Ordering::Relaxed);
+                };
+                let written = |_| shared.writing.store(false, Ordering::Relaxed);
+                let copied = copy(&mut &source, &mut File::from(sink), read, written);
+                if copied.is_err() {
+                    // Nobody reads any more: the process is to learn of it.
+                    let _ = source.shutdown(Shutdown::Both);
+                }
+                // Nobody may wait for it.
+                let _ = sender.send(());
+            })?;
+        Ok(Self {
+            stream,
+            done,
+            progress,
+        })
+    }
+
+    /// After the process's end: waits until all of the output has been written. Its end comes from the guest; without
+    /// one, the guest's silence is its end. A reader on the host may take as long as it likes.
+    pub(super) fn finish(self) {
+        let mut seen = self.progress.bytes.load(Ordering::Relaxed);
+        loop {
+            match self.done.recv_timeout(SILENCE) {
+                Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            let bytes = self.progress.bytes.load(Ordering::Relaxed);
+            if bytes == seen && !self.progress.writing.load(Ordering::Relaxed) {
+                break;
+            }
+            seen = bytes;
+        }
+        // What has arrived already is still read.
+        let _ = self.stream.shutdown(Shutdown::Read);
+        let _ = self.done.recv();
+    }
+}
+
+/// Copies to the end of `source`, or until `sink` takes no more. Both may be non-blocking: they are shared with
+/// processes that this one does not know.
+fn copy<R: Read + Pollable, W: Write + Pollable>(
+    source: &mut R,
+    sink: &mut W,
+    mut on_read: impl FnMut(usize),
+    mut on_written: impl FnMut(usize),
+) -> io::Result<()> {
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let count = match source.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                wait_for(source, PollFlags::POLLIN)?;
+                continue;
+            }
+            // A terminal whose other side is closed.
+            Err(error) if error.raw_os_error() == Some(libc::EIO) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        on_read(count);
+        let mut rest = &buffer[..count];
+        while !rest.is_empty() {
+            match sink.write(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => rest = &rest[written..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    wait_for(sink, PollFlags::POLLOUT)?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        on_written(count);
+    }
+}
+
+/// What has a descriptor, also behind a reference.
+trait Pollable {
+    fn descriptor(&self) -> std::os::fd::BorrowedFd<'_>;
+}
+
+impl Pollable for File {
+    fn descriptor(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.as_fd()
+    }
+}
+
+impl Pollable for &UnixStream {
+    fn descriptor(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.as_fd()
+    }
+}
+
+fn wait_for(side: &impl Pollable, events: PollFlags) -> io::Result<()> {
+    let mut fds = [PollFd::new(side.descriptor(), events)];
+    match poll(&mut fds, PollTimeout::NONE) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}

@@ -1,0 +1,177 @@
+//! The mounts of a configuration. A file system of the kernel (proc, sysfs, tmpfs, mqueue, devpts, cgroup) is mounted in
+//! the guest as it stands. A bind mount of the host's files goes by way of the shared directory, with all its options
+//! kept for the mount in the guest.
+
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use nix::sys::statfs::{self, statfs};
+use oci_spec::runtime::Mount;
+
+use super::{GUEST_SHARE, RootfsError, devices};
+use crate::bundle::Bundle;
+use crate::container::ContainerId;
+use crate::sandbox::share::{Propagation, Share};
+
+/// Types that the guest mounts itself.
+const GUEST_TYPES: [&str; 10] = [
+    "proc",
+    "sysfs",
+    "tmpfs",
+    "ramfs",
+    "mqueue",
+    "devpts",
+    "cgroup",
+    "cgroup2",
+    "securityfs",
+    "overlay",
+];
+
+/// Gives the guest's mounts, and adds to `shares` what they need.
+pub(super) fn translate(
+    id: &ContainerId,
+    bundle: &Bundle,
+    shares: &mut Vec<Share>,
+) -> Result<Vec<Mount>, RootfsError> {
+    let mut mounts = Vec::new();
+    for mount in bundle.spec.mounts().iter().flatten() {
+        mounts.push(if is_bind(mount) {
+            bind(id, &bundle.directory, mount, shares)?
+        } else {
+            kernel(mount)?
+        });
+    }
+    Ok(mounts)
+}
+
+/// Whether a mount is a bind mount: by its type, or by its options, whatever its type says.
+pub(super) fn is_bind(mount: &Mount) -> bool {
+    mount.typ().as_deref() == Some("bind")
+        || options(mount).any(|option| matches!(option, "bind" | "rbind"))
+}
+
+fn options(mount: &Mount) -> impl Iterator<Item = &str> {
+    mount.options().iter().flatten().map(String::as_str)
+}
+
+fn kernel(mount: &Mount) -> Result<Mount, RootfsError> {
+    let problem = |problem| RootfsError::Mount {
+        destination: mount.destination().clone(),
+        problem,
+    };
+    match mount.typ().as_deref() {
+        None => Err(problem("it has no type")),
+        // Its layers are paths of the host.
+        Some("overlay") => Err(problem(
+            "an overlay of the host's directories is not supported",
+        )),
+        Some(kind) if GUEST_TYPES.contains(&kind) => Ok(mount.clone()),
+        Some(_) => Err(problem(
+            "a file system of this type cannot be mounted in the guest",
+        )),
+    }
+}
+
+fn bind(
+    id: &ContainerId,
+    bundle: &Path,
+    mount: &Mount,
+    shares: &mut Vec<Share>,
+) -> Result<Mount, RootfsError> {
+    let destination = mount.destination();
+    let Some(source) = mount.source() else {
+        return Err(RootfsError::Mount {
+            destination: destination.clone(),
+            problem: "a bind mount needs a source",
+        });
+    };
+    let path = bundle.join(source);
+    let fail = |source: std::io::Error| RootfsError::Source {
+        destination: destination.clone(),
+        path: path.clone(),
+        source,
+    };
+    let source = std::fs::canonicalize(&path).map_err(fail)?;
+    let metadata = std::fs::metadata(&source).map_err(fail)?;
+    let mut mount = mount.clone();
+    if destination == Path::new("/dev/shm") && is_tmpfs(&source) {
+        return shared_memory(&source, &mount).map_err(fail);
+    }
+    if devices::is_guests_own(&source, &metadata)? || is_kernels(&source).map_err(fail)? {
+        mount.set_source(Some(source));
+        return Ok(mount);
+    }
+    let kind = metadata.file_type();
+    if kind.is_socket() || kind.is_fifo() {
+        tracing::warn!(
+            path = %source.display(),
+            "a socket or FIFO of the host is seen in the VM, but connects nobody"
+        );
+    }
+    let share = Share::volume(
+        id,
+        shares.len() - 1,
+        &source,
+        !metadata.is_dir(),
+        options(&mount).any(|option| option == "rbind"),
+        options(&mount).any(|option| matches!(option, "ro" | "rro")),
+        propagation(&mount),
+    );
+    mount.set_source(Some(Path::new(GUEST_SHARE).join(&share.target)));
+    shares.push(share);
+    Ok(mount)
+}
+
+/// What is mounted below a source later on the host is to be seen in the guest if the mount is to receive it at all.
+fn propagation(mount: &Mount) -> Propagation {
+    let receives = |option| matches!(option, "shared" | "rshared" | "slave" | "rslave");
+    if options(mount).any(receives) {
+        Propagation::Slave
+    } else {
+        Propagation::Private
+    }
+}
+
+/// Engines mount a tmpfs of their own for shared memory. Memory is not shared between the host and a VM, so the guest
+/// makes a tmpfs of the same size.
+fn shared_memory(source: &Path, mount: &Mount) -> std::io::Result<Mount> {
+    let status = statfs(source)?;
+    let block = u64::try_from(status.block_size()).unwrap_or(4096);
+    let size = status.blocks().saturating_mul(block);
+    let mut options: Vec<String> = options(mount)
+        .filter(|option| !matches!(*option, "bind" | "rbind"))
+        .map(str::to_owned)
+        .collect();
+    options.push("mode=1777".into());
+    if size > 0 {
+        options.push(format!("size={size}"));
+    }
+    let mut shm = Mount::default();
+    shm.set_destination(mount.destination().clone())
+        .set_typ(Some("tmpfs".into()))
+        .set_source(Some(PathBuf::from("shm")))
+        .set_options(Some(options));
+    Ok(shm)
+}
+
+fn is_tmpfs(path: &Path) -> bool {
+    statfs(path).is_ok_and(|status| status.filesystem_type() == statfs::TMPFS_MAGIC)
+}
+
+/// Whether a path is in a file system that shows the kernel's own state: then the guest's is meant, at the same path.
+fn is_kernels(path: &Path) -> std::io::Result<bool> {
+    let kind = statfs(path)?.filesystem_type();
+    let kernels = [
+        statfs::PROC_SUPER_MAGIC,
+        statfs::SYSFS_MAGIC,
+        statfs::CGROUP_SUPER_MAGIC,
+        statfs::CGROUP2_SUPER_MAGIC,
+        statfs::DEVPTS_SUPER_MAGIC,
+        statfs::DEBUGFS_MAGIC,
+        statfs::TRACEFS_MAGIC,
+        statfs::BPF_FS_MAGIC,
+        statfs::SECURITYFS_MAGIC,
+    ];
+    // devtmpfs has the magic number of tmpfs.
+    Ok(kernels.contains(&kind) || path == Path::new("/dev"))
+}

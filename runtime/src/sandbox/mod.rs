@@ -1,0 +1,328 @@
+//! A sandbox: one VM, what its guest sees of the host's files (share.rs), its network (network.rs), and its end.
+//!
+//! Whoever changes a sandbox, or the set of its containers, holds its lock, which a [`Sandbox`] does from
+//! [`Sandbox::open`] to its drop. The exception is a process that only talks to the agent.
+//!
+//! The VM ends with the last process of its containers (their proxies see to that) or with the last container's
+//! `delete`, whichever comes first; and the network namespace is given back in the same step, for the proxy is the
+//! last process that surely is in it.
+
+mod network;
+mod pending;
+pub mod share;
+
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hull_vmm_protocol::config::{FsConfig, JAIL_SHARE, VmConfig, VsockConfig};
+
+use crate::agent_client::{AgentClient, AgentError};
+use crate::config::{Config, VmSize};
+use crate::container::{ContainerId, in_use};
+use crate::network::{Netns, NetworkState};
+use crate::process_identity::ProcessIdentity;
+use crate::rootfs::GUEST_SHARE;
+use crate::store::{Lock, SandboxRecord, Store, StoreError};
+use crate::vmm_process::{self, Control, StartingVmm, VmmError};
+pub use pending::PendingSandbox;
+use share::{Share, ShareError};
+
+/// The mount tag of the shared directory.
+const SHARE_TAG: &str = "hull";
+/// The guest's context id; each VMM has its own Unix socket, so all guests have the same.
+const GUEST_CID: u32 = 3;
+/// How long a guest may take to write everything out and end.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
+/// Bytes of the host's randomness that a guest gets.
+const SEED: usize = 64;
+
+/// How a sandbox fails.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// The agent did not come up.
+    #[error("the agent in the VM did not come up")]
+    NoAgent {
+        /// How the VM ended, if it did, and the last lines of its console: see [`crate::Error::details`].
+        description: String,
+        /// Why.
+        source: AgentError,
+    },
+    /// An interface of the network namespace cannot be given to the VM.
+    #[error("{0}")]
+    Uplink(String),
+    /// The VM of the sandbox has ended.
+    #[error("the VM of sandbox {id} is not running")]
+    NotRunning {
+        /// The sandbox.
+        id: ContainerId,
+    },
+    /// The host's randomness cannot be read.
+    #[error("/dev/urandom")]
+    Entropy(#[source] io::Error),
+}
+
+/// A sandbox whose lock this process holds.
+#[derive(Debug)]
+pub struct Sandbox {
+    store: Store,
+    record: SandboxRecord,
+    _lock: Lock,
+}
+
+impl Sandbox {
+    /// Takes the lock of a sandbox and reads its record.
+    ///
+    /// # Errors
+    /// It is gone, or damaged.
+    pub fn open(store: &Store, id: &ContainerId) -> Result<Self, StoreError> {
+        let lock = store.lock_sandbox(id)?;
+        Ok(Self {
+            store: store.clone(),
+            record: store.sandbox(id)?,
+            _lock: lock,
+        })
+    }
+
+    /// Makes a sandbox, without a VM yet, around the network namespace that `holder` lives in.
+    fn create(
+        store: &Store,
+        id: &ContainerId,
+        netns_path: Option<PathBuf>,
+        holder: ProcessIdentity,
+        vcpus: u8,
+    ) -> Result<Self, StoreError> {
+        let lock = store.create_sandbox(id)?;
+        let record = SandboxRecord {
+            id: id.clone(),
+            netns_path,
+            netns_holder: holder,
+            network: NetworkState::default(),
+            vcpus,
+            vmm: None,
+        };
+        let sandbox = Self {
+            store: store.clone(),
+            record,
+            _lock: lock,
+        };
+        if let Err(error) = sandbox.save() {
+            if let Err(error) = store.remove_sandbox(id) {
+                tracing::warn!(error = %crate::error::chain(&error), "a directory is left behind");
+            }
+            return Err(error);
+        }
+        Ok(sandbox)
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &ContainerId {
+        &self.record.id
+    }
+
+    /// Whether its VM runs.
+    pub fn is_running(&self) -> bool {
+        self.record.vmm.is_some_and(|vmm| vmm.is_alive())
+    }
+
+    /// How many vCPUs its guest shall have.
+    pub fn vcpus(&self) -> u8 {
+        self.record.vcpus
+    }
+
+    /// The Unix socket by which its guest is reached.
+    pub fn vsock_socket(&self) -> PathBuf {
+        vmm_process::vsock_socket(&self.directory())
+    }
+
+    /// Connects to its agent, which is up.
+    ///
+    /// # Errors
+    /// The VM is gone, or its agent is.
+    pub fn agent(&self) -> Result<AgentClient, AgentError> {
+        AgentClient::connect(&self.vsock_socket())
+    }
+
+    /// Starts its VM, which boots while this process goes on.
+    fn start_vmm(
+        &mut self,
+        config: &Config,
+        netns: &Netns,
+        size: VmSize,
+    ) -> Result<StartingVmm, crate::Error> {
+        let directory = self.directory();
+        let vm = VmConfig {
+            // The rest come online once the container runs: each costs time at the boot.
+            vcpus: 1,
+            max_vcpus: size.vcpus,
+            memory_mib: size.memory_mib,
+            kernel: config.kernel.clone(),
+            initramfs: config.initramfs.clone(),
+            cmdline: config.kernel_parameters.clone(),
+            early_serial: config.early_serial,
+            vsock: VsockConfig {
+                cid: GUEST_CID,
+                socket: vmm_process::vsock_socket(&directory),
+            },
+            console_log: directory.join("console.log"),
+            control_socket: vmm_process::control_socket(&directory),
+            outcome: directory.join("outcome.json"),
+            jail: true,
+        };
+        let vmm = StartingVmm::spawn(&config.vmm, netns, &directory, &vm)?;
+        self.record.vmm = Some(vmm.identity());
+        self.save()?;
+        Ok(vmm)
+    }
+
+    /// Waits for the agent of the VM that was just started, and makes the guest ready for containers.
+    fn set_up_guest(
+        &self,
+        boot_limit: Duration,
+        hostname: &str,
+    ) -> Result<AgentClient, crate::Error> {
+        let vmm = self.vmm()?;
+        let mut agent =
+            AgentClient::await_boot(&self.vsock_socket(), boot_limit, || vmm.is_alive()).map_err(
+                |source| SandboxError::NoAgent {
+                    description: vmm_process::describe_end(&self.directory()),
+                    source,
+                },
+            )?;
+        let health = agent.health()?;
+        tracing::debug!(
+            version = health.version,
+            kernel = health.kernel_release,
+            uptime = health.uptime,
+            "agent"
+        );
+        agent.seed(random_bytes()?)?;
+        agent.set_hostname(hostname)?;
+        agent.mount_storage("virtiofs", SHARE_TAG, GUEST_SHARE)?;
+        Ok(agent)
+    }
+
+    /// Gives the VM the shared directory.
+    fn attach_share_device(&self) -> Result<(), VmmError> {
+        Control::connect(&self.directory())?.attach_fs(FsConfig {
+            id: "shared".into(),
+            tag: SHARE_TAG.into(),
+            directory: JAIL_SHARE.into(),
+        })
+    }
+
+    /// Puts `shares` into the shared directory.
+    ///
+    /// # Errors
+    /// See [`ShareError`].
+    pub fn share(&self, shares: &[Share]) -> Result<(), crate::Error> {
+        Ok(share::attach(&self.vmm()?, shares)?)
+    }
+
+    /// Takes all of a container out of the guest: the guest's container, then its files. Its processes have ended.
+    /// Nothing happens if the VM has ended.
+    ///
+    /// # Errors
+    /// The guest or the host refused.
+    pub fn remove_container(&self, id: &ContainerId) -> Result<(), crate::Error> {
+        let Some(vmm) = self.record.vmm.filter(ProcessIdentity::is_alive) else {
+            return Ok(());
+        };
+        self.agent()?.remove_container(id)?;
+        share::detach(&vmm, id).map_err(ShareError::into)
+    }
+
+    /// Ends the VM, if it runs: in order if the guest lets it. Gives the network namespace back.
+    ///
+    /// # Errors
+    /// Something cannot be undone; the record then still names it.
+    pub fn end(&mut self) -> Result<(), crate::Error> {
+        // The namespace may have no other process in it than the VMM.
+        let netns = self.open_netns();
+        if let Some(vmm) = self.record.vmm {
+            if vmm.is_alive() {
+                self.shut_guest_down(&vmm);
+                vmm_process::stop(&vmm, &self.directory())?;
+            }
+            self.record.vmm = None;
+        }
+        self.undo_network(netns)?;
+        Ok(self.save()?)
+    }
+
+    /// Removes all that is known of an ended sandbox.
+    ///
+    /// # Errors
+    /// A directory cannot be removed.
+    pub fn remove(self) -> Result<(), StoreError> {
+        self.store.remove_sandbox(&self.record.id)
+    }
+
+    /// Ends the sandbox if no container but `leaving` is in use.
+    ///
+    /// # Errors
+    /// See [`Sandbox::end`].
+    pub fn end_if_unused(&mut self, leaving: &ContainerId) -> Result<(), crate::Error> {
+        let others = self.containers_but(leaving)?;
+        if others.iter().any(in_use) {
+            return Ok(());
+        }
+        self.end()
+    }
+
+    /// The containers of this sandbox, but for one.
+    ///
+    /// # Errors
+    /// The state directory cannot be read.
+    pub fn containers_but(
+        &self,
+        id: &ContainerId,
+    ) -> Result<Vec<crate::store::ContainerRecord>, StoreError> {
+        let mut containers = self.store.containers()?;
+        containers.retain(|record| record.sandbox_id == self.record.id && record.id != *id);
+        Ok(containers)
+    }
+
+    /// A guest that does not answer is ended without being asked.
+    fn shut_guest_down(&self, vmm: &ProcessIdentity) {
+        let asked = self
+            .agent()
+            .and_then(|mut agent| agent.shutdown(SHUTDOWN_LIMIT));
+        match asked {
+            Ok(()) => {
+                if !vmm.wait_end(SHUTDOWN_LIMIT) {
+                    tracing::warn!(sandbox = %self.record.id, "the guest did not end in time");
+                }
+            }
+            // The machine may end before the answer is out.
+            Err(AgentError::Lost { .. }) if vmm.wait_end(SHUTDOWN_LIMIT) => {}
+            Err(error) => tracing::warn!(
+                sandbox = %self.record.id,
+                error = %crate::error::chain(&error),
+                "the guest could not be shut down in order"
+            ),
+        }
+    }
+
+    fn vmm(&self) -> Result<ProcessIdentity, SandboxError> {
+        self.record.vmm.ok_or_else(|| SandboxError::NotRunning {
+            id: self.record.id.clone(),
+        })
+    }
+
+    fn directory(&self) -> PathBuf {
+        self.store.sandbox_directory(&self.record.id)
+    }
+
+    fn save(&self) -> Result<(), StoreError> {
+        self.store.save_sandbox(&self.record)
+    }
+}
+
+fn random_bytes() -> Result<Vec<u8>, SandboxError> {
+    let mut bytes = vec![0; SEED];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .map_err(SandboxError::Entropy)?;
+    Ok(bytes)
+}

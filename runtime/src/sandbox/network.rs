@@ -1,0 +1,111 @@
+//! The sandbox's network: finds its namespace from whatever process that looks, and brings the VM and the guest in
+//! line with what [`crate::network`] says.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::{Sandbox, SandboxError};
+use crate::agent_client::AgentClient;
+use crate::network::{self, Model, Netns, NetworkState, NotCarried, Options};
+use crate::vmm_process::Control;
+
+/// How long the guest may take to see a NIC that was just attached, in milliseconds.
+const NIC_LIMIT_MS: u32 = 20_000;
+
+impl Sandbox {
+    /// Makes the network of VM and guest equal to what the network namespace holds now.
+    ///
+    /// # Errors
+    /// An interface cannot be wired, or the VM, or the guest.
+    pub fn reconcile_network(
+        &mut self,
+        netns: &Netns,
+        model: Model,
+        agent: &mut AgentClient,
+    ) -> Result<(), crate::Error> {
+        let options = Options {
+            model,
+            queue_pairs: 1,
+        };
+        let mut state = self.record.network.clone();
+        let store = self.store.clone();
+        let mut record = self.record.clone();
+        let mut persist = |state: &NetworkState| {
+            record.network = state.clone();
+            store.save_sandbox(&record).map_err(io::Error::other)
+        };
+        let answer = network::reconcile(netns, &options, &mut state, &mut persist);
+        // Also after a failure: the state names what is left to undo.
+        self.record.network = state;
+        let mut wanted = answer?;
+        for not_carried in &wanted.not_carried {
+            match not_carried {
+                NotCarried::Uplink { .. } => {
+                    return Err(SandboxError::Uplink(not_carried.to_string()).into());
+                }
+                _ => tracing::warn!("{not_carried}"),
+            }
+        }
+        let control = Control::connect(&self.directory())?;
+        for id in &wanted.detach {
+            control.detach(id)?;
+        }
+        for nic in wanted.attach {
+            control.attach_net(&nic.config, &nic.taps)?;
+        }
+        wanted.guest.wait_ms = NIC_LIMIT_MS;
+        for failure in agent.set_network(&wanted.guest)? {
+            tracing::warn!("the guest's network: {failure}");
+        }
+        Ok(())
+    }
+
+    /// The sandbox's network namespace; nothing if it is gone.
+    pub fn open_netns(&self) -> Option<Netns> {
+        let of = |pid: i32| PathBuf::from(format!("/proc/{pid}/ns/net"));
+        let processes = [Some(self.record.netns_holder), self.record.vmm];
+        let alive = processes
+            .into_iter()
+            .flatten()
+            .filter(|process| process.is_alive());
+        let candidates = alive
+            .map(|process| of(process.pid))
+            .chain(self.record.netns_path.clone());
+        candidates
+            .filter_map(|path| open_known(&path))
+            .find(|netns| {
+                let known = self.record.network.netns;
+                // A path may have been given to another namespace since.
+                known.is_none_or(|known| known == netns.id())
+            })
+    }
+
+    /// Gives the network namespace back as it was; with the namespace gone nothing is left to give.
+    pub(super) fn undo_network(&mut self, netns: Option<Netns>) -> Result<(), crate::Error> {
+        let Some(netns) = netns else {
+            self.record.network = NetworkState::default();
+            return Ok(());
+        };
+        let store = self.store.clone();
+        let mut record = self.record.clone();
+        let mut persist = |state: &NetworkState| {
+            record.network = state.clone();
+            store.save_sandbox(&record).map_err(io::Error::other)
+        };
+        let mut state = self.record.network.clone();
+        let answer = network::undo(&netns, &mut state, &mut persist);
+        self.record.network = state;
+        Ok(answer?)
+    }
+}
+
+fn open_known(path: &Path) -> Option<Netns> {
+    match Netns::open(path) {
+        Ok(netns) => Some(netns),
+        Err(error) if error.is_gone() => None,
+        Err(error) => {
+            tracing::warn!(error = %crate::error::chain(&error), "network namespace");
+            None
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! What is kept of containers and sandboxes.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use oci_spec::runtime::Hook;
+use serde::{Deserialize, Serialize};
+
+use crate::container::ContainerId;
+use crate::network::NetworkState;
+use crate::process_identity::ProcessIdentity;
+use crate::timing::Phase;
+
+/// `state.json`: a container.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ContainerRecord {
+    /// Its id.
+    pub id: ContainerId,
+    /// The sandbox whose VM it is in.
+    pub sandbox_id: ContainerId,
+    /// `ociVersion` of its configuration.
+    pub oci_version: String,
+    /// Its bundle, an absolute path.
+    pub bundle: PathBuf,
+    /// Its root file system on the host, an absolute path.
+    pub rootfs: PathBuf,
+    /// When it was created: RFC 3339.
+    pub created: String,
+    /// The user who created it, by name if it has one.
+    pub owner: String,
+    /// Annotations of its configuration.
+    pub annotations: HashMap<String, String>,
+    /// How far it has come by commands; whether it has ended since is for the processes to tell.
+    pub lifecycle: Lifecycle,
+    /// The `hull create` that makes it, while it does.
+    pub creator: Option<ProcessIdentity>,
+    /// Its process proxy.
+    pub proxy: Option<ProcessIdentity>,
+    /// The pid of its first process in the guest, as the agent sees it.
+    pub guest_pid: Option<u32>,
+    /// Hooks that run after `create`, when the bundle may have changed or gone.
+    pub poststart: Vec<Hook>,
+    /// See `poststart`.
+    pub poststop: Vec<Hook>,
+    /// How long the steps of its creation took.
+    pub timings: Vec<Phase>,
+}
+
+/// How far commands have brought a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lifecycle {
+    /// `create` is at work.
+    Creating,
+    /// `create` is done.
+    Created,
+    /// `start` is done.
+    Started,
+    /// `pause` is done, after `start`.
+    Paused,
+}
+
+/// `sandbox.json`: a sandbox.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SandboxRecord {
+    /// Its id, that of the container it was made for.
+    pub id: ContainerId,
+    /// Where its network namespace is mounted, if it was given one.
+    pub netns_path: Option<PathBuf>,
+    /// A process that lives in its network namespace: the first container's proxy.
+    pub netns_holder: ProcessIdentity,
+    /// What was done to the network namespace.
+    pub network: NetworkState,
+    /// vCPUs that the guest shall have.
+    pub vcpus: u8,
+    /// Its `hull-vmm` process; none before it was started, and after its end was seen to.
+    pub vmm: Option<ProcessIdentity>,
+}
