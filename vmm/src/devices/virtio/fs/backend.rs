@@ -31,7 +31,26 @@ const MAX_XATTR: u32 = 64 << 10;
 #[allow(clippy::cast_sign_loss, reason = "a flag word")]
 const GUEST_ONLY_FLAGS: u32 = libc::O_DIRECT as u32;
 
+#[allow(clippy::cast_sign_loss, reason = "a flag word")]
+const ACCESS_MODE: u32 = libc::O_ACCMODE as u32;
+#[allow(clippy::cast_sign_loss, reason = "a flag word")]
+const READ_ONLY: u32 = libc::O_RDONLY as u32;
+
+/// The guest need not ask the host when the file is closed: there is nothing to write (`linux/fuse.h`).
+const FOPEN_NOFLUSH: u32 = 1 << 5;
+
+/// Adds [`FOPEN_NOFLUSH`], which `fuse-backend-rs` does not know.
+#[allow(unsafe_code)]
+fn without_flush(options: OpenOptions) -> OpenOptions {
+    // SAFETY: all bit patterns are valid for this wrapper of an integer, which goes to the guest as it is.
+    unsafe { OpenOptions::from_bits_unchecked(options.bits() | FOPEN_NOFLUSH) }
+}
+
 /// A directory of the host and all that lies below it, other mounts included, also those made later.
+///
+/// `files` keeps about a hundred bytes for each file that the guest ever met, until the guest unmounts: that is how a
+/// file gets the same node again after the guest has forgotten it. (Its other way of numbering takes 255 mounts at
+/// most, over the life of the machine.)
 pub(super) struct SharedDirectory {
     files: PassthroughFs,
     /// The guest makes a mount of its own of each mount of the host (FUSE_SUBMOUNTS).
@@ -143,8 +162,13 @@ impl FileSystem for SharedDirectory {
         flags: u32,
         fuse_flags: u32,
     ) -> io::Result<(Option<Handle>, OpenOptions, Option<u32>)> {
-        self.files
-            .open(context, inode, flags & !GUEST_ONLY_FLAGS, fuse_flags)
+        let flags = flags & !GUEST_ONLY_FLAGS;
+        let (handle, mut options, passthrough) =
+            self.files.open(context, inode, flags, fuse_flags)?;
+        if flags & ACCESS_MODE == READ_ONLY {
+            options = without_flush(options);
+        }
+        Ok((handle, options, passthrough))
     }
 
     fn create(

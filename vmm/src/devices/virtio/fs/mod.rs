@@ -27,6 +27,10 @@
 //! are seen within a second. Contents stay in its page cache beyond that as long as size and modification time stay the
 //! same (FUSE_AUTO_INVAL_DATA), so running the same program again reads nothing. Writes go through to the host at once:
 //! with a write-back cache the guest would no longer see the host's changes to a file's size.
+//!
+//! Each mount below the directory is a mount of its own in the guest (FUSE_SUBMOUNTS), so that no two files there have
+//! the same device and inode number. What it costs: in such a mount, Linux (6.12) asks for `security.capability` before
+//! each small write.
 
 mod backend;
 pub mod credentials;

@@ -105,9 +105,23 @@ impl<H: HostSockets> Worker<H> {
             let wait = match turn {
                 Turn::Busy => Some(Duration::ZERO),
                 Turn::Idle => self.time_to_next_deadline(),
-                Turn::Stop => return self.muxer.into_host(),
+                Turn::Stop => {
+                    self.take_last_words();
+                    return self.muxer.into_host();
+                }
             };
             turn = self.turn(wait);
+        }
+    }
+
+    /// Passes on what the guest sent just before its machine ended or its driver let go of the device.
+    fn take_last_words(&mut self) {
+        let memory = self.memory.memory();
+        for _ in 0..usize::from(self.tx.ring.size()).div_ceil(PACKETS_PER_TURN) {
+            if let Err(error) = self.take_from_guest(&memory) {
+                tracing::debug!(%error, "the guest's last packets are lost");
+                return;
+            }
         }
     }
 

@@ -292,3 +292,41 @@ fn a_broken_ring_is_left_alone_until_the_next_activation() {
     guest.init();
     guest.lookup(ROOT_ID, "below").expect("it works again");
 }
+
+#[test]
+fn messages_of_noise_stay_in_the_share() {
+    let (directory, _, mut guest) = share();
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = move |below: u64| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % below
+    };
+    for _ in 0..5_000 {
+        let op = u32::try_from(random(53)).expect("small");
+        let length = usize::try_from(random(120)).expect("small");
+        let mut body: Vec<u8> = (0..length).map(|_| random(256).to_le_bytes()[0]).collect();
+        // Small numbers, so that some handles, sizes and nodes exist; and sometimes a name at the end.
+        for (place, byte) in body.iter_mut().enumerate() {
+            if place % 8 != 0 {
+                *byte = 0;
+            }
+        }
+        if random(2) == 0 {
+            body.extend_from_slice(&text(
+                ["below", "..", "x", "a/b"][usize::try_from(random(4)).expect("small")],
+            ));
+        }
+        let node = random(6);
+        let message = guest.message(ROOT, op, node, &body);
+        write_bytes(&guest.memory, REQUEST, &message);
+        let length = u32::try_from(message.len()).expect("small");
+        let room = u32::try_from(random(0x2_0000)).expect("small");
+        guest.exchange(&[(REQUEST, length, READ), (REPLY, room, WRITE)]);
+    }
+    let secret = fs::read_to_string(directory.path().join("secret")).expect("still there");
+    assert_eq!(secret, "secret");
+    assert_eq!(directory.path().read_dir().expect("list").count(), 2);
+    guest.init();
+}

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use fuse_backend_rs::abi::fuse_abi::{
-    ATTR_SUBMOUNT, AttrOut, EntryOut, GetattrIn, MkdirIn, Opcode, WriteOut,
+    ATTR_SUBMOUNT, AttrOut, EntryOut, GetattrIn, MkdirIn, Opcode, OpenIn, OpenOut, WriteOut,
 };
 use fuse_backend_rs::api::filesystem::{FsOptions, ROOT_ID};
 use nix::mount::{MsFlags, mount};
@@ -220,6 +220,27 @@ fn mounts_that_appear_later_are_announced_and_crossed() {
     })
     .join()
     .expect("the test's thread");
+}
+
+#[test]
+fn what_is_opened_for_reading_is_closed_without_asking() {
+    const FOPEN_NOFLUSH: u32 = 1 << 5;
+    let directory = tempfile::tempdir().expect("temporary directory");
+    fs::write(directory.path().join("file"), "x").expect("write");
+    let mut guest = Guest::new(directory.path());
+    let node = guest.lookup(ROOT_ID, "file").expect("look up").nodeid;
+    for (flags, unasked) in [
+        (libc::O_RDONLY, true),
+        (libc::O_RDWR, false),
+        (libc::O_WRONLY, false),
+    ] {
+        let open = OpenIn {
+            flags: u32::try_from(flags).expect("positive"),
+            fuse_flags: 0,
+        };
+        let opened: OpenOut = guest.call(ROOT, Opcode::Open, node, open.as_slice()).read();
+        assert_eq!(opened.open_flags & FOPEN_NOFLUSH != 0, unasked, "{flags}");
+    }
 }
 
 #[test]

@@ -296,3 +296,34 @@ fn a_chain_that_loops_ends() {
     guest.kick();
     assert_eq!(guest.tx.take_used(), Some((0, 0)));
 }
+
+#[test]
+fn packets_of_noise_harm_nobody_else() {
+    let (mut guest, mut good, mut program) = connected(4096, WINDOW);
+    let _listener = guest.listen(80);
+    let noise = noise(64 * 20_000);
+    for bytes in noise.chunks_exact(64) {
+        // Mostly well-formed, so that it gets past the first checks; never the good connection's ports.
+        let mut header = Header::from_bytes(bytes[..44].try_into().expect("44 bytes"));
+        header.src_cid = CID;
+        header.dst_cid = 2;
+        header.src_port %= 8;
+        header.dst_port = 80;
+        header.op %= 9;
+        header.socket_type = u16::from(bytes[60] != 0);
+        header.len = u32::from(bytes[61] % 17);
+        header.flags %= 4;
+        let payload = usize::from(bytes[61] % 17).saturating_sub(usize::from(bytes[62] == 0));
+        guest.send_in_pieces(
+            header,
+            &bytes[44..44 + payload.min(16)],
+            usize::from(bytes[63] % 3),
+        );
+        while guest.try_receive().is_some() {}
+    }
+    assert!(guest.worker.muxer.endpoint_count() <= MAX_GUEST_OPENED + 1);
+    good.send_all(&mut guest, b"unharmed");
+    let mut words = [0; 8];
+    program.read_exact(&mut words).expect("read");
+    assert_eq!(&words, b"unharmed");
+}

@@ -17,7 +17,7 @@ use super::packet::{Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use super::{BUF_ALLOC, REQUEST_TIMEOUT};
 use crate::devices::virtio::device::{Activation, VirtioDevice};
 use crate::devices::virtio::test_driver::{
-    TestDriver, TestInterrupt, WRITE, eventually, guest_memory, read_bytes,
+    READ, TestDriver, TestInterrupt, WRITE, eventually, guest_memory, read_bytes, write_bytes,
 };
 use crate::memory::SharedMemory;
 
@@ -437,4 +437,55 @@ fn a_reset_closes_all_connections_and_the_device_works_again() {
         device.reset();
         assert_eq!(program.read(&mut [0; 1]).expect("read"), 0);
     }
+}
+
+#[test]
+fn what_the_guest_sent_before_the_device_stops_arrives() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = directory.path().join("sock");
+    let listener = UnixListener::bind(&path).expect("listen");
+    let mut device = Vsock::new(3, listener, path.clone()).expect("device");
+    let log = UnixListener::bind(directory.path().join("sock_9")).expect("listen for the guest");
+
+    let memory = guest_memory(0x20_0000);
+    let rx_kick = EventFd::new(EFD_NONBLOCK).expect("eventfd");
+    let tx_kick = EventFd::new(EFD_NONBLOCK).expect("eventfd");
+    let mut rx = TestDriver::new(&memory, 0, 16);
+    let mut tx = TestDriver::new(&memory, 0x1_0000, 16);
+    rx.offer_chain(&[(0x10_0000, 4096, WRITE)]);
+    let request = Header {
+        src_cid: CID,
+        dst_cid: 2,
+        src_port: 1,
+        dst_port: 9,
+        socket_type: 1,
+        op: Op::Request as u16,
+        ..Header::default()
+    };
+    write_bytes(&memory, 0x11_0000, &request.to_bytes());
+    tx.offer_chain(&[(0x11_0000, 44, READ)]);
+    device
+        .activate(Activation {
+            memory: SharedMemory::new(memory.clone()),
+            features: 0,
+            queues: vec![active(&rx, &rx_kick), active(&tx, &tx_kick)],
+            interrupt: Arc::new(TestInterrupt::default()),
+        })
+        .expect("activate");
+    eventually("the response", || rx.take_used().is_some());
+
+    // The device is not told of this packet, as if the machine ended before it was scheduled.
+    let words = Header {
+        op: Op::ReadWrite as u16,
+        len: 10,
+        ..request
+    };
+    write_bytes(&memory, 0x12_0000, &words.to_bytes());
+    write_bytes(&memory, 0x12_0000 + 44, b"last words");
+    tx.offer_chain(&[(0x12_0000, 54, READ)]);
+    device.reset();
+    let (mut program, _) = log.accept().expect("accept");
+    let mut heard = Vec::new();
+    program.read_to_end(&mut heard).expect("read to the end");
+    assert_eq!(heard, b"last words");
 }
