@@ -104,6 +104,27 @@ pub(crate) fn add_entropy(random: BorrowedFd<'_>, data: &[u8]) -> nix::Result<()
     nix::errno::Errno::result(result).map(drop)
 }
 
+/// kill(2), for any signal that the kernel has: real-time ones are beyond `nix`.
+#[allow(unsafe_code)]
+pub(crate) fn send_signal(pid: i32, signal: i32) -> nix::Result<()> {
+    // SAFETY: kill(2) takes two numbers and touches nothing of this process's memory.
+    nix::errno::Errno::result(unsafe { libc::kill(pid, signal) }).map(drop)
+}
+
+/// Reaps a child that has ended, if there is one: its pid, and its status, 128 + N when signal N ended it. (`nix` fails
+/// for real-time signals after it has reaped.)
+#[allow(unsafe_code)]
+pub(crate) fn reap_any() -> nix::Result<Option<(i32, i32)>> {
+    let mut status = 0;
+    // SAFETY: waitpid(2) writes the one integer, which outlives the call.
+    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+    match nix::errno::Errno::result(pid)? {
+        0 => Ok(None),
+        pid if libc::WIFEXITED(status) => Ok(Some((pid, libc::WEXITSTATUS(status)))),
+        pid => Ok(Some((pid, 128 + libc::WTERMSIG(status)))),
+    }
+}
+
 /// Gives SIGPIPE its default action back, which Rust's start-up code has set to "ignore" and exec(2) would keep.
 #[allow(unsafe_code)]
 pub(crate) fn default_sigpipe() -> nix::Result<()> {

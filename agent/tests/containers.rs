@@ -10,8 +10,8 @@ use std::fs;
 use std::time::Duration;
 
 use host::{TestResult, on_a_guest, process, runs};
-use hull_agent::container::Error;
 use hull_agent::container::helper::{Failure, HelperError};
+use hull_agent::container::{Error, ProcessInfo};
 use serde_json::json;
 
 #[test]
@@ -67,6 +67,41 @@ fn a_signal_ends_a_process_with_128_and_its_number() -> TestResult {
             guest.containers.get("c"),
             Err(Error::NoContainer(_))
         ));
+        Ok(())
+    })
+}
+
+#[test]
+fn a_real_time_signal_reaches_and_ends_a_process() -> TestResult {
+    on_a_guest(async |guest| {
+        guest.started("c", &["sleep", "1000"]).await?;
+        let json = process(&["sleep", "1000"]).to_string();
+        let exec = guest
+            .containers
+            .exec("c", "e", json.as_bytes(), false)
+            .await?;
+        let signal = libc::SIGRTMIN() + 3;
+        guest
+            .containers
+            .get("c")?
+            .signal("e", signal.unsigned_abs(), false)?;
+        assert_eq!(i32::from(exec.wait().await.status), 128 + signal);
+        guest.containers.get("c")?.signal("", 0, false)?;
+        guest.containers.remove("c").await?;
+        Ok(())
+    })
+}
+
+#[test]
+fn a_working_directory_that_is_not_there_is_made() -> TestResult {
+    on_a_guest(async |guest| {
+        // A link that would lead out of the root file system.
+        std::os::unix::fs::symlink("/", guest.rootfs().join("link"))?;
+        let mut config = guest.config(&["pwd"]);
+        config["process"]["cwd"] = json!("/link/new/work");
+        let run = guest.run_config(config, None).await?;
+        assert_eq!(String::from_utf8(run.stdout)?, "/new/work\n");
+        assert!(guest.rootfs().join("new/work").is_dir());
         Ok(())
     })
 }
@@ -457,12 +492,8 @@ fn all_processes_of_a_container_are_listed_signalled_paused_and_killed() -> Test
         container.signal("", 15, true)?;
         let mut stdout = guest.open("stdout", "c", "").await?;
         host::read_until(&mut stdout, "term\n").await?;
-        assert!(
-            !container
-                .list()?
-                .iter()
-                .any(|one| one.command == "sleep 999")
-        );
+        let gone = |list: Vec<ProcessInfo>| list.iter().all(|one| one.command != "sleep 999");
+        runs(async || container.list().is_ok_and(gone)).await?;
         container.signal("", 9, true)?;
         assert_eq!(first.wait().await.status, 137);
         guest.containers.remove("c").await?;

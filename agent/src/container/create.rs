@@ -1,11 +1,14 @@
 //! CreateContainer: from a specification to a process that waits for its start.
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
+
+use oci_spec::runtime::Spec;
 
 use super::cgroup::Cgroup;
 use super::helper::{self, Request};
@@ -58,6 +61,7 @@ impl Containers {
         for (name, value) in &guest_spec.network_sysctls {
             set_sysctl(name, value)?;
         }
+        make_working_directory(&guest_spec.spec);
         let bundle = self.paths.bundles.join(id);
         write_bundle(&bundle, &guest_spec)?;
         fs::create_dir_all(&self.paths.state).map_err(|source| Error::File {
@@ -136,6 +140,24 @@ fn write_bundle(bundle: &Path, guest_spec: &GuestSpec) -> Result<(), Error> {
         path,
         source,
     })
+}
+
+/// Makes the process's working directory if it is not there, as runc does; inside the root file system, wherever links
+/// in it point.
+fn make_working_directory(spec: &Spec) {
+    let (Some(root), Some(process)) = (spec.root(), spec.process()) else {
+        return;
+    };
+    // What is wrong with the root file system itself, the helper will say.
+    let Ok(root) = pathrs::Root::open(root.path()) else {
+        return;
+    };
+    if root.resolve(process.cwd()).is_err()
+        && let Err(error) = root.mkdir_all(process.cwd(), &Permissions::from_mode(0o755))
+    {
+        // It may come with the container's mounts; else entering it fails, and the helper says so.
+        tracing::info!(cwd = ?process.cwd(), %error, "the working directory is not made");
+    }
 }
 
 /// Sets a sysctl of the network namespace that all containers share. The name has been checked.

@@ -1,10 +1,9 @@
 //! SignalProcess, PauseContainer and ResumeContainer.
 
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use super::{Container, Error};
+use crate::sys;
 
 impl Container {
     /// Sends a signal to a process, or to every process of the container.
@@ -14,7 +13,7 @@ impl Container {
     pub fn signal(&self, exec_id: &str, number: u32, all: bool) -> Result<(), Error> {
         let signal = i32::try_from(number)
             .ok()
-            .and_then(|number| Signal::try_from(number).ok())
+            .filter(|signal| (0..=libc::SIGRTMAX()).contains(signal))
             .ok_or(Error::BadSignal(number))?;
         if all {
             return self.signal_all(signal);
@@ -26,12 +25,12 @@ impl Container {
         }
     }
 
-    fn signal_all(&self, signal: Signal) -> Result<(), Error> {
-        if signal == Signal::SIGKILL {
+    fn signal_all(&self, signal: i32) -> Result<(), Error> {
+        if signal == libc::SIGKILL {
             return Ok(self.cgroup.kill()?);
         }
         for pid in self.cgroup.processes()? {
-            match kill(Pid::from_raw(pid), signal) {
+            match sys::send_signal(pid, signal) {
                 Ok(()) | Err(Errno::ESRCH) => {}
                 Err(error) => return Err(Error::Signal(error)),
             }

@@ -6,8 +6,6 @@ mod reaper;
 
 pub use reaper::{Exit, Reaper, Starting, Watched};
 
-use nix::sys::signal::Signal;
-
 use crate::stdio::ProcessIo;
 
 /// A process that the runtime asked for: a container's first, or one that exec added.
@@ -42,7 +40,7 @@ impl Process {
     ///
     /// # Errors
     /// As kill(2).
-    pub fn signal(&self, signal: Signal) -> nix::Result<bool> {
+    pub fn signal(&self, signal: i32) -> nix::Result<bool> {
         self.watched.signal(signal)
     }
 }

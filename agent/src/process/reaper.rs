@@ -8,11 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
-use nix::sys::signal::{self, Signal};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
-use nix::unistd::Pid;
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use tokio::signal::unix::{SignalKind, signal as listen};
 use tokio::sync::watch;
+
+use crate::sys;
 
 /// How and when a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,19 +24,16 @@ pub struct Exit {
 }
 
 impl Exit {
-    fn of(status: WaitStatus) -> Option<(Pid, Self)> {
-        let (pid, code) = match status {
-            WaitStatus::Exited(pid, code) => (pid, code),
-            WaitStatus::Signaled(pid, signal, _) => (pid, 128 + signal as i32),
-            _ => return None,
-        };
+    fn now(status: i32) -> Self {
         let at = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .ok()
             .and_then(|since| i64::try_from(since.as_nanos()).ok())
             .unwrap_or(0);
-        let status = u8::try_from(code & 0xff).unwrap_or(u8::MAX);
-        Some((pid, Self { status, at }))
+        Self {
+            status: u8::try_from(status).unwrap_or(u8::MAX),
+            at,
+        }
     }
 }
 
@@ -87,13 +84,9 @@ impl Reaper {
     pub fn reap(&self) {
         let mut table = self.table();
         loop {
-            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
-                Ok(status) => {
-                    if let Some((pid, exit)) = Exit::of(status) {
-                        table.ended(pid.as_raw(), exit);
-                    }
-                }
+            match sys::reap_any() {
+                Ok(None) | Err(Errno::ECHILD) => return,
+                Ok(Some((pid, status))) => table.ended(pid, Exit::now(status)),
                 Err(Errno::EINTR) => {}
                 Err(error) => {
                     tracing::error!(%error, "waitpid failed");
@@ -190,13 +183,13 @@ impl Watched {
     ///
     /// # Errors
     /// As kill(2).
-    pub fn signal(&self, signal: Signal) -> nix::Result<bool> {
+    pub fn signal(&self, signal: i32) -> nix::Result<bool> {
         // Under the table's lock nothing is reaped, so a pid that is still watched is still this process.
         let table = self.reaper.table();
         if !table.watched.contains_key(&self.pid) {
             return Ok(false);
         }
-        signal::kill(Pid::from_raw(self.pid), signal)?;
+        sys::send_signal(self.pid, signal)?;
         Ok(true)
     }
 }

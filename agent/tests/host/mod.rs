@@ -27,7 +27,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// Commands of busybox in the root file system.
 const COMMANDS: &[&str] = &[
     "cat", "cp", "echo", "env", "false", "grep", "head", "hostname", "id", "ls", "mkdir", "mount",
-    "readlink", "sh", "sleep", "stty", "touch", "true", "tty", "wc", "yes",
+    "pwd", "readlink", "sh", "sleep", "stty", "touch", "true", "tty", "wc", "yes",
 ];
 
 pub(crate) struct Guest {
@@ -90,6 +90,22 @@ fn reaper() -> Arc<Reaper> {
     Arc::clone(REAPER.get_or_init(Arc::default))
 }
 
+/// Ends the containers that a test which failed has left.
+fn end_leftovers(cgroups: &std::path::Path) -> TestResult {
+    let Ok(entries) = fs::read_dir(cgroups) else {
+        return Ok(());
+    };
+    for entry in entries.flatten().filter(|entry| entry.path().is_dir()) {
+        fs::write(entry.path().join("cgroup.kill"), "1")?;
+        while fs::read_to_string(entry.path().join("cgroup.events"))?.contains("populated 1") {
+            reaper().reap();
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        fs::remove_dir(entry.path())?;
+    }
+    Ok(())
+}
+
 pub(crate) fn process(arguments: &[&str]) -> Value {
     json!({
         "user": { "uid": 0, "gid": 0 },
@@ -122,6 +138,7 @@ impl Guest {
             bundles: directory.path().join("bundles"),
             cgroups: PathBuf::from("/sys/fs/cgroup/hull"),
         };
+        end_leftovers(&paths.cgroups)?;
         Ok(Self {
             containers: Arc::new(Containers::new(paths.clone(), reaper())),
             paths,
