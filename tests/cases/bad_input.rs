@@ -202,7 +202,7 @@ fn a_kernel_or_an_initramfs_that_is_missing_or_is_none() {
         let leaks = LeakCheck::new();
         let options = configuration(
             directory.path(),
-            &format!("[sandbox]\n{option} = \"{file}\"\n"),
+            &format!("[paths]\n{option} = \"{file}\"\n"),
         );
         let hull = hull_with(&options);
         hull.run(&Bundle::new(&["true"]), "image")
@@ -216,7 +216,7 @@ fn an_unknown_key_in_the_configuration_of_hull() {
     let directory = tempfile::tempdir().unwrap();
     let hull = hull_with(&configuration(
         directory.path(),
-        "[sandbox]\nkernal = \"/x\"\n",
+        "[paths]\nkernal = \"/x\"\n",
     ));
     hull.run(&Bundle::new(&["true"]), "key")
         .expect_error(&["kernal"]);
@@ -237,7 +237,7 @@ fn an_agent_that_never_answers_shows_the_console() {
     let options = configuration(
         directory.path(),
         &format!(
-            "[sandbox]\ninitramfs = \"{}\"\nagent_timeout_s = 60\n",
+            "[paths]\ninitramfs = \"{}\"\n[sandbox]\nboot_timeout_s = 60\n",
             initramfs.display()
         ),
     );
@@ -282,7 +282,7 @@ fn an_agent_that_is_silent_meets_the_time_limit() {
     let options = configuration(
         directory.path(),
         &format!(
-            "[sandbox]\ninitramfs = \"{}\"\nagent_timeout_s = 20\n",
+            "[paths]\ninitramfs = \"{}\"\n[sandbox]\nboot_timeout_s = 20\n",
             initramfs.display()
         ),
     );
