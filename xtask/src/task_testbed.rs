@@ -127,7 +127,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// Runs the command and ends this process with its exit code.
 fn exec(machine: &Machine, words: &[OsString]) -> Result<()> {
-    let (place, _) = place::decide()?;
+    let (place, reason) = place::decide()?;
     let started;
     let mut command = match place {
         Place::Host => {
@@ -139,7 +139,8 @@ fn exec(machine: &Machine, words: &[OsString]) -> Result<()> {
             command
         }
         Place::Nested => {
-            started = Instance::named(&machine.name)?.start(Image::build()?, machine.fresh)?;
+            let image = Image::build().with_context(|| place::nowhere(&reason))?;
+            started = Instance::named(&machine.name)?.start(image, machine.fresh)?;
             let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
             let (terminal, variables) = if terminal {
                 let term = std::env::var_os("TERM").unwrap_or_else(|| "dumb".into());

@@ -51,7 +51,9 @@ pub(crate) fn run(selection: &Selection<'_>) -> Result<()> {
     for binary in binaries.paths() {
         let status = match place {
             Place::Host => on_host(binary, selection, &mut count),
-            Place::Nested => nested(binary, selection, &mut count),
+            Place::Nested => Image::build()
+                .with_context(|| place::nowhere(&reason))
+                .and_then(|image| nested(binary, image, selection, &mut count)),
         };
         match status {
             Ok(0) => {}
@@ -79,8 +81,13 @@ fn on_host(binary: &Path, selection: &Selection<'_>, count: &mut Count) -> Resul
     run_counting(&mut command, count)
 }
 
-fn nested(binary: &Path, selection: &Selection<'_>, count: &mut Count) -> Result<i32> {
-    let machine = Instance::named(selection.name)?.start(Image::build()?, true)?;
+fn nested(
+    binary: &Path,
+    image: Image,
+    selection: &Selection<'_>,
+    count: &mut Count,
+) -> Result<i32> {
+    let machine = Instance::named(selection.name)?.start(image, true)?;
     let name = binary.file_name().context("a test binary has a name")?;
     let handed_over = machine.out().join(name);
     fs::copy(binary, &handed_over)?;

@@ -46,10 +46,13 @@ const INITRD_MODULES: [&str; 7] = [
     "fs/ext4/ext4.ko.xz",
 ];
 
+/// Not every root's PATH has the directory.
+const MKFS: &str = "/sbin/mkfs.ext4";
+
 /// Programs of the host that making an image needs, and their packages.
 const TOOLS: [(&str, &str); 5] = [
     ("mmdebstrap", "mmdebstrap"),
-    ("mkfs.ext4", "e2fsprogs"),
+    (MKFS, "e2fsprogs"),
     ("ssh", "openssh-client"),
     ("ssh-keygen", "openssh-client"),
     ("setpriv", "util-linux"),
@@ -347,7 +350,7 @@ fn make_base_disk(inputs: &Path, image: &Image) -> Result<()> {
     let base = image.directory().join(BASE);
     fs::File::create(&base)?.set_len(DISK_SIZE)?;
     command::quiet(
-        Command::new("mkfs.ext4")
+        Command::new(MKFS)
             .args(["-q", "-F", "-L", "testbed"])
             .args(["-E", "lazy_itable_init=1,lazy_journal_init=1"])
             .arg("-d")

@@ -55,6 +55,11 @@ pub(crate) fn decide() -> Result<(Place, String)> {
     }
 }
 
+/// What to say when not even the bed can be made.
+pub(crate) fn nowhere(why_not_host: &str) -> String {
+    format!("nothing here can run the guest: not this host ({why_not_host}), and no test bed")
+}
+
 fn probe() -> Result<(Place, String)> {
     let prefix = workspace::prefix();
     if !Path::new("/dev/kvm").exists() {
