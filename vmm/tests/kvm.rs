@@ -44,10 +44,12 @@ fn bench(code: &[u8]) -> Bench {
     let supported = system.supported_cpuid().unwrap();
     let cpuid = cpuid::of_vcpu(&supported, place, system.has_tsc_deadline()).unwrap();
     vcpu.set_features(&cpuid, &msrs::at_boot()).unwrap();
-    let mut registers = kvm_bindings::kvm_regs::default();
-    registers.rip = CODE.into();
-    registers.rflags = 2;
-    registers.rsp = 0x8000;
+    let registers = kvm_bindings::kvm_regs {
+        rip: CODE.into(),
+        rflags: 2,
+        rsp: 0x8000,
+        ..Default::default()
+    };
     vcpu.set_start(&registers, |mut system| {
         system.cs.base = 0;
         system.cs.selector = 0;

@@ -193,7 +193,7 @@ mod tests {
             assert_eq!(find(&cpuid, 4, 3).eax >> 14 & 0xfff, u32::from(of) - 1);
             assert_eq!(
                 find(&cpuid, 0x8000_0008, 0).ecx,
-                u32::from(of) - 1 | bits << 12
+                (u32::from(of) - 1) | bits << 12
             );
         }
     }

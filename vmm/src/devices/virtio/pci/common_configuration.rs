@@ -1,11 +1,7 @@
 //! The common configuration structure (virtio 1.2 §4.1.4.3): feature negotiation, the device status machine (§3.1),
 //! and where the driver puts its queues. Plain state: what a write means beyond it is given back as an [`Effect`].
 
-use virtio_bindings::virtio_config::{
-    VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
-    VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
-    VIRTIO_F_VERSION_1,
-};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
 
@@ -14,12 +10,13 @@ pub const SIZE: usize = 0x40;
 /// "No vector" (§4.1.5.1.2).
 pub const NO_VECTOR: u16 = 0xffff;
 
-const ACKNOWLEDGE: u8 = VIRTIO_CONFIG_S_ACKNOWLEDGE as u8;
-const DRIVER: u8 = VIRTIO_CONFIG_S_DRIVER as u8;
-const DRIVER_OK: u8 = VIRTIO_CONFIG_S_DRIVER_OK as u8;
-const FEATURES_OK: u8 = VIRTIO_CONFIG_S_FEATURES_OK as u8;
-const NEEDS_RESET: u8 = VIRTIO_CONFIG_S_NEEDS_RESET as u8;
-const FAILED: u8 = VIRTIO_CONFIG_S_FAILED as u8;
+// The bits of the device status (§2.1).
+const ACKNOWLEDGE: u8 = 1;
+const DRIVER: u8 = 2;
+const DRIVER_OK: u8 = 4;
+const FEATURES_OK: u8 = 8;
+const NEEDS_RESET: u8 = 64;
+const FAILED: u8 = 128;
 
 /// What the function has to do after a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -27,7 +27,7 @@ const VENDOR: u16 = 0x1af4;
 const FIRST_MODERN_DEVICE: u16 = 0x1040;
 const VENDOR_CAPABILITY: u8 = 9;
 
-const BAR: usize = 0;
+const BAR: u8 = 0;
 const BAR_SIZE: u32 = 0x8000;
 const PART_SIZE: u32 = 0x1000;
 const NOTIFY_MULTIPLIER: u32 = 4;
@@ -119,10 +119,10 @@ impl VirtioPciFunction {
             revision: 1,
             subsystem: (VENDOR, FIRST_MODERN_DEVICE),
         })
-        .with_bar(BAR, BAR_SIZE);
+        .with_bar(BAR.into(), BAR_SIZE);
         // MSI-X comes first: a kernel looks for it often, and each step of the list is two exits.
         let (body, writable) = interrupt.msix.capability(
-            BAR as u32,
+            BAR.into(),
             Part::MsixTable.offset(),
             Part::MsixPending.offset(),
         );
@@ -205,7 +205,10 @@ impl VirtioPciFunction {
 
     /// Makes the doorbells agree with whether the device is active and where its BAR is.
     fn place_doorbells(&mut self) {
-        let base = self.configuration.decoded_bar(BAR).filter(|_| self.active);
+        let base = self
+            .configuration
+            .decoded_bar(BAR.into())
+            .filter(|_| self.active);
         let wanted: Vec<(u64, usize)> = base.map_or_else(Vec::new, |base| {
             let notify = base + u64::from(Part::Notify.offset());
             self.common
@@ -237,7 +240,7 @@ impl VirtioPciFunction {
         let [bar] = self.capability_bytes(4);
         let offset = u32::from_le_bytes(self.capability_bytes(8));
         let length = u32::from_le_bytes(self.capability_bytes(12));
-        let valid = usize::from(bar) == BAR && matches!(length, 1 | 2 | 4);
+        let valid = bar == BAR && matches!(length, 1 | 2 | 4);
         valid.then(|| (offset.into(), length as usize))
     }
 
@@ -269,7 +272,7 @@ impl PciFunction for VirtioPciFunction {
             && data.len() >= length
         {
             data.fill(0);
-            self.read_bar(BAR, target, &mut data[..length]);
+            self.read_bar(BAR.into(), target, &mut data[..length]);
             return;
         }
         self.configuration.read(offset, data);
@@ -280,7 +283,7 @@ impl PciFunction for VirtioPciFunction {
             if let Some((target, length)) = self.access_target()
                 && data.len() >= length
             {
-                self.write_bar(BAR, target, &data[..length]);
+                self.write_bar(BAR.into(), target, &data[..length]);
             }
             return;
         }
@@ -357,7 +360,7 @@ fn add_virtio_capabilities(configuration: &mut ConfigurationSpace) -> usize {
         // After the id and the link: length of the capability, type, BAR, id, padding, offset, length.
         let whole = 16 + extra.len();
         // It is 20 at most.
-        let mut body = vec![u8::try_from(whole).unwrap_or(0), kind, BAR as u8, 0, 0, 0];
+        let mut body = vec![u8::try_from(whole).unwrap_or(0), kind, BAR, 0, 0, 0];
         body.extend_from_slice(&offset.to_le_bytes());
         body.extend_from_slice(&length.to_le_bytes());
         body.extend_from_slice(extra);

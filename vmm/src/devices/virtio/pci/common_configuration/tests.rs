@@ -115,7 +115,7 @@ fn the_status_machine_takes_only_its_own_steps() {
 fn after_an_error_only_a_reset_helps() {
     let mut common = negotiated();
     common.set_needs_reset();
-    assert_eq!(common.write(0x14, &[0xff & !NEEDS_RESET]), Effect::None);
+    assert_eq!(common.write(0x14, &[!NEEDS_RESET]), Effect::None);
     assert!(!common.is_driver_ok());
     assert_eq!(common.write(0x14, &[0]), Effect::Reset);
     common.reset();
