@@ -53,6 +53,8 @@ async fn serve() -> anyhow::Result<()> {
     let service = Service::new(Arc::clone(&containers), network);
     let mut server = rpc::server(service).add_listener(Listener::new(calls.connections()));
     server.start().await.context("serve calls")?;
+    // The kernel's log puts the time since boot before it.
+    tracing::info!("serving");
     tokio::select! {
         ended = reaper.run() => ended.context("reap processes"),
         ended = stdio::server::serve_all(streams.connections(), containers) => ended.context("serve streams"),

@@ -216,15 +216,18 @@ fn enable_controllers(root: &Path) -> Result<(), InitError> {
         path,
         source,
     })?;
+    // All at once: each change goes through the whole tree.
+    let all: Vec<String> = available
+        .split_whitespace()
+        .map(|controller| format!("+{controller}"))
+        .collect();
     for directory in [root, &parent] {
         let path = directory.join("cgroup.subtree_control");
-        for controller in available.split_whitespace() {
-            fs::write(&path, format!("+{controller}")).map_err(|source| InitError::File {
-                action: "enable controllers in",
-                path: path.clone(),
-                source,
-            })?;
-        }
+        fs::write(&path, all.join(" ")).map_err(|source| InitError::File {
+            action: "enable controllers in",
+            path,
+            source,
+        })?;
     }
     Ok(())
 }
