@@ -150,7 +150,7 @@ impl VirtioPciFunction {
             Effect::Vectors => self.interrupt.set_vectors(&self.common),
             Effect::Activate => {
                 if let Err(error) = self.activate() {
-                    tracing::warn!(device = ?self.device.device_type(), %error, "activate");
+                    tracing::debug!(device = ?self.device.device_type(), %error, "activate");
                     self.common.set_needs_reset();
                     self.interrupt.signal_config();
                 }
