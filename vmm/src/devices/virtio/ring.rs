@@ -73,6 +73,21 @@ impl Ring {
         self.queue.size()
     }
 
+    /// How many chains the driver offers that were not taken yet.
+    ///
+    /// # Errors
+    /// The available ring is broken.
+    pub fn available(&self, memory: &GuestMemory) -> Result<u16, RingError> {
+        let offered = self.queue.avail_idx(memory, Ordering::Acquire);
+        let count = offered.map_err(RingError::Available)? - Wrapping(self.queue.next_avail());
+        if count.0 > self.queue.size() {
+            return Err(RingError::Available(
+                virtio_queue::Error::InvalidAvailRingIndex,
+            ));
+        }
+        Ok(count.0)
+    }
+
     /// Takes the next chain that the driver offers, if there is one.
     ///
     /// # Errors

@@ -15,6 +15,9 @@ use crate::devices::virtio::buffers::{MAX_PIECES, gather_writable};
 use crate::devices::virtio::ring::Ring;
 use crate::memory::GuestMemory;
 
+/// The bytes of buffers to have ready while frames are small.
+const SMALL_WINDOW: usize = 4096;
+
 /// How a round ended.
 #[derive(Debug)]
 pub(super) enum Received {
@@ -36,17 +39,24 @@ pub(super) struct Receiver {
     mergeable: bool,
     /// The bytes of buffers that any frame fits into.
     largest: usize,
-    /// Takes what a frame is larger than the buffers, so that it is known to be.
+    /// The bytes of buffers to have ready for the next frame, which is guessed from the last one.
+    window: usize,
+    /// The bytes of the last chain that was looked at. Drivers offer chains of about one size.
+    chain: usize,
+    /// Takes what a frame is larger than the window.
     spill: Box<[u8]>,
 }
 
 impl Receiver {
     /// A queue that receives frames of up to `largest` bytes with their headers.
     pub(super) fn new(ring: Ring, mergeable: bool, largest: usize) -> Self {
+        let largest = largest.min(MAX_FRAME);
         Self {
             ring,
             mergeable,
-            largest: largest.min(MAX_FRAME),
+            largest,
+            window: SMALL_WINDOW.min(largest),
+            chain: 0,
             spill: vec![0; MAX_FRAME].into_boxed_slice(),
         }
     }
@@ -67,7 +77,7 @@ impl Receiver {
         let mut bytes = 0;
         let mut end = Received::Waiting;
         for round in 1..=BUDGET_FRAMES {
-            if !self.fill(memory, &mut window)? && (window.chains.is_empty() || !forced) {
+            if !self.prepare(memory, &mut window)? && (window.chains.is_empty() || !forced) {
                 // Ask for a kick, and look again, for the driver may have offered more without one.
                 if self.ring.enable_kicks(memory)? {
                     self.ring.disable_kicks(memory)?;
@@ -112,14 +122,34 @@ impl Receiver {
         Ok(end)
     }
 
-    /// Takes chains into the window until the largest frame fits; false if it does not, because the driver offers too
-    /// few.
-    fn fill<'m>(
+    /// Gets the window ready for the next frame. False if the driver has no chain, or too few for the largest frame.
+    fn prepare<'m>(
         &mut self,
         memory: &'m GuestMemory,
         window: &mut Window<'m>,
     ) -> Result<bool, QueueError> {
-        let wanted = if self.mergeable { self.largest } else { 1 };
+        if !self.mergeable {
+            return self.fill(memory, window, 1);
+        }
+        // Looking at all the chains that the largest frame may take would cost more than a small frame does.
+        let wanted = self.window;
+        if self.fill(memory, window, wanted)? {
+            let further = usize::from(self.ring.available(memory)?) * self.chain;
+            if window.bytes + further >= self.largest {
+                return Ok(true);
+            }
+        }
+        self.fill(memory, window, self.largest)
+    }
+
+    /// Takes chains into the window until it has `wanted` bytes, or as many pieces as one system call takes. False if
+    /// the driver offers too few.
+    fn fill<'m>(
+        &mut self,
+        memory: &'m GuestMemory,
+        window: &mut Window<'m>,
+        wanted: usize,
+    ) -> Result<bool, QueueError> {
         while window.bytes < wanted {
             let Some(chain) = self.ring.pop(memory)? else {
                 return Ok(false);
@@ -143,22 +173,31 @@ impl Receiver {
                 pieces,
             });
             window.bytes += bytes;
+            self.chain = bytes;
         }
         Ok(true)
     }
 
-    /// Gives the driver the frame of `length` bytes that lies in the window's first chains. One that has spilled is
-    /// dropped, and the chains stay in the window.
-    fn deliver(
+    /// Gives the driver the frame of `length` bytes that lies in the window's first chains, and in `spill` as far as
+    /// they have no room. One that does not fit what the driver offers is dropped, and the chains stay in the window.
+    fn deliver<'m>(
         &mut self,
-        memory: &GuestMemory,
-        window: &mut Window<'_>,
+        memory: &'m GuestMemory,
+        window: &mut Window<'m>,
         length: usize,
         tally: &mut Tally,
     ) -> Result<(), QueueError> {
+        let room = window.room(self.mergeable);
+        if self.mergeable {
+            self.window = (4 * length).clamp(SMALL_WINDOW.min(self.largest), self.largest);
+            self.fill(memory, window, length)?;
+        }
         if length < HEADER_SIZE || length > window.room(self.mergeable) {
             tally.drop_frame();
             return Ok(());
+        }
+        if length > room {
+            window.write(room, &self.spill[..length - room]);
         }
         let mut left = length;
         let mut chains = 0_u16;
@@ -173,7 +212,8 @@ impl Receiver {
                 break;
             }
         }
-        window.set_num_buffers(chains);
+        // The tap leaves this as it was.
+        window.write(NUM_BUFFERS_OFFSET, &chains.to_le_bytes());
         // All chains of the frame at once: the driver may look at any moment.
         self.ring.publish(memory)?;
         window.consume(chains);
@@ -221,16 +261,14 @@ impl<'m> Window<'m> {
         u16::try_from(self.chains.len()).unwrap_or(u16::MAX)
     }
 
-    /// Sets `num_buffers` in the header at the window's start. The tap leaves it as it was.
-    fn set_num_buffers(&self, chains: u16) {
-        let mut offset = NUM_BUFFERS_OFFSET;
-        let mut bytes = &chains.to_le_bytes()[..];
+    /// Writes `bytes` at `offset` from the window's start, which lies in it. Descriptors may part them anywhere.
+    fn write(&self, mut offset: usize, mut bytes: &[u8]) {
         for piece in &self.pieces {
             if offset >= piece.len() {
                 offset -= piece.len();
                 continue;
             }
-            // The header may lie across pieces. A write within a piece does not fail.
+            // A write that begins within a piece does not fail.
             let written = piece.write(bytes, offset).unwrap_or(bytes.len());
             bytes = &bytes[written..];
             offset = 0;

@@ -21,7 +21,9 @@ fn chains_come_in_order_and_again_after_they_were_given_back() {
         taken.push(chain.head_index());
     }
     assert_eq!(taken, heads);
+    assert_eq!(ring.available(&memory).unwrap(), 0);
     ring.unpop(2);
+    assert_eq!(ring.available(&memory).unwrap(), 2);
     assert_eq!(ring.pop(&memory).unwrap().unwrap().head_index(), heads[1]);
 }
 
@@ -55,6 +57,10 @@ fn a_broken_available_ring_is_an_error() {
     let (memory, mut driver, mut ring) = ring(false);
     driver.set_avail_index(SIZE + 1);
     assert!(matches!(ring.pop(&memory), Err(RingError::Available(_))));
+    assert!(matches!(
+        ring.available(&memory),
+        Err(RingError::Available(_))
+    ));
     driver.set_avail_index(0);
     assert!(ring.pop(&memory).unwrap().is_none());
     driver.offer(SIZE);

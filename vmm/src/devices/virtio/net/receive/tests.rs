@@ -107,6 +107,60 @@ fn a_frame_is_merged_from_several_chains() {
 }
 
 #[test]
+fn a_frame_larger_than_expected_finds_its_chains() {
+    let memory = guest_memory(0x200_000);
+    let mut driver = TestDriver::new(&memory, 0, 256);
+    let mut receiver = Receiver::new(Ring::new(driver.queue(), true), true, MAX_FRAME);
+    let backend = TestBackend::default();
+    let offer = |driver: &mut TestDriver, number: u64| {
+        driver.offer_chain(&[(BUFFERS + number * 0x1000, 1500, WRITE)]);
+    };
+    for number in 0..256 {
+        offer(&mut driver, number);
+    }
+    let mut next = 0;
+    // Small after large, and large after small, at every edge of the chains.
+    for length in [
+        60, 4500, 4501, 60, MAX_FRAME, 60, 60, 9000, 1500, 6001, 12, 65000, 13,
+    ] {
+        let frame = backend.arrive(length);
+        let mut tally = Tally::default();
+        receiver
+            .run(&memory, &backend, false, &mut tally, || {})
+            .unwrap();
+        assert_eq!((tally.frames, tally.dropped), (1, 0), "{length}");
+        let mut received = Vec::new();
+        let mut chains = 0;
+        while let Some((_, written)) = driver.take_used() {
+            let written = usize::try_from(written).unwrap();
+            received.extend(read_bytes(&memory, BUFFERS + next * 0x1000, written));
+            offer(&mut driver, next);
+            next = (next + 1) % 256;
+            chains += 1;
+        }
+        assert_eq!(received, with_num_buffers(frame, chains), "{length}");
+    }
+}
+
+#[test]
+fn a_frame_that_small_chains_after_large_ones_cannot_hold_is_dropped() {
+    let mut fixture = Fixture::new(true);
+    for number in 0..3 {
+        fixture.offer(number, 1400);
+    }
+    for number in 3..10 {
+        fixture.offer(number, 12);
+    }
+    fixture.backend.arrive(1400);
+    fixture.backend.arrive(1400);
+    fixture.backend.arrive(1500);
+    // The third chain and those after it have less than the largest frame, and it is known exactly.
+    assert!(matches!(fixture.run(false), Received::FewBuffers));
+    assert!(matches!(fixture.run(true), Received::Waiting));
+    assert_eq!((fixture.tally.frames, fixture.tally.dropped), (2, 1));
+}
+
+#[test]
 fn the_header_may_lie_across_descriptors() {
     // The lengths of the descriptors before the last one.
     for split in [
