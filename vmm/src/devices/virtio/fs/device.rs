@@ -77,6 +77,10 @@ impl Fs {
         config[..tag.len()].copy_from_slice(tag.as_bytes());
         config[TAG_LENGTH..].copy_from_slice(&REQUEST_QUEUES.to_le_bytes());
         let directory = Arc::new(SharedDirectory::open(directory)?);
+        // Said here and not by the threads that it is about: a guest could make them say it again and again.
+        if let Err(error) = credentials::keep_capabilities() {
+            tracing::warn!(%error, "the host will check the guest's file access a second time");
+        }
         Ok(Self {
             config,
             server: Arc::new(Server::new(Arc::clone(&directory))),
@@ -131,7 +135,7 @@ impl VirtioDevice for Fs {
             let pool = Arc::clone(&pool);
             let thread = WorkerThread::spawn(&format!("fs-{number}"), move |stop| {
                 if let Err(error) = credentials::keep_capabilities() {
-                    tracing::warn!(%error, "the host will check the guest's file access again");
+                    tracing::debug!(%error, "access is checked twice");
                 }
                 if let Err(error) = pool.serve(&stop) {
                     tracing::error!(%error, "a file system worker ends");

@@ -48,7 +48,7 @@ impl RequestQueue {
         match work(ring.as_mut()?) {
             Ok(result) => Some(result),
             Err(error) => {
-                tracing::warn!(%error, queue = self.index, "the driver broke a file system queue");
+                tracing::debug!(%error, queue = self.index, "the driver broke a file system queue");
                 *ring = None;
                 None
             }

@@ -169,7 +169,7 @@ impl<H: HostSockets> Worker<H> {
             Ok(more) if more || count == EVENTS_PER_TURN => Turn::Busy,
             Ok(_) => Turn::Idle,
             Err(error) => {
-                tracing::warn!(%error, "the driver broke a vsock queue");
+                tracing::debug!(%error, "the driver broke a vsock queue");
                 Turn::Stop
             }
         }
