@@ -262,3 +262,6 @@ impl<B: Backend> Worker<B> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! Tests of the whole network device: a guest's driver (`nic.rs`) against a real tap in a network namespace of the
 //! test's own (`tap_interface.rs`). They need root. The backend here is for the tests of single queues.
 
+mod hostile;
 mod nic;
 mod pairs;
 mod tap;
