@@ -3,7 +3,7 @@
 //!
 //! - A program of the host connects to the device's Unix socket and writes `CONNECT <port>\n`. When the guest accepts,
 //!   it reads `OK <host port>\n` and the connection is the guest's from then on; when the guest refuses or does not
-//!   answer in [`REQUEST_TIMEOUT`], its connection is closed. What arrives before the guest's driver is active waits
+//!   answer in `REQUEST_TIMEOUT`, its connection is closed. What arrives before the guest's driver is active waits
 //!   in the listener's backlog.
 //! - A connection that the guest opens to port P of CID 2 is made to the Unix socket `<prefix>_P`; where there is
 //!   none, the guest is refused.
@@ -14,10 +14,10 @@
 //! gets next, in turn. `connection.rs` is the state of one connection: its phases, its credit in both directions, and
 //! its half-closes. `greeting.rs` is the `CONNECT` line. `backend.rs` is the host's side.
 //!
-//! What crosses the boundary: the guest's packets, all of them hostile. A connection holds at most [`BUF_ALLOC`] bytes
-//! for a slow reader on the host, there are at most [`MAX_ENDPOINTS`] connections, and replies that wait for the
+//! What crosses the boundary: the guest's packets, all of them hostile. A connection holds at most `BUF_ALLOC` bytes
+//! for a slow reader on the host, there are at most `MAX_ENDPOINTS` connections, and replies that wait for the
 //! guest's buffers are bounded as well. Each connection needs one descriptor, so the process's limit
-//! (`RLIMIT_NOFILE`) must leave room for [`MAX_ENDPOINTS`].
+//! (`RLIMIT_NOFILE`) must leave room for `MAX_ENDPOINTS`.
 
 mod backend;
 mod connection;
@@ -41,7 +41,7 @@ const BUF_ALLOC: u32 = 256 * 1024;
 /// Connections at any one time, whatever their phase.
 const MAX_ENDPOINTS: usize = 1024;
 
-/// Connections that the guest opened, of [`MAX_ENDPOINTS`]: the rest is the host's, so that a guest cannot lock the
+/// Connections that the guest opened, of `MAX_ENDPOINTS`: the rest is the host's, so that a guest cannot lock the
 /// host's programs out.
 const MAX_GUEST_OPENED: usize = 512;
 

@@ -303,7 +303,7 @@ fn messages_of_noise_stay_in_the_share() {
         state ^= state << 17;
         state % below
     };
-    for _ in 0..5_000 {
+    for _ in 0..2_000 {
         let op = u32::try_from(random(53)).expect("small");
         let length = usize::try_from(random(120)).expect("small");
         let mut body: Vec<u8> = (0..length).map(|_| random(256).to_le_bytes()[0]).collect();

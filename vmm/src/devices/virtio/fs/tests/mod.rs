@@ -10,7 +10,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use fuse_backend_rs::abi::fuse_abi::{
-    ATTR_SUBMOUNT, AttrOut, EntryOut, GetattrIn, MkdirIn, Opcode, OpenIn, OpenOut, WriteOut,
+    ATTR_SUBMOUNT, AttrOut, EntryOut, GetattrIn, GetxattrIn, GetxattrOut, MkdirIn, Opcode, OpenIn,
+    OpenOut, SetxattrIn, WriteOut,
 };
 use fuse_backend_rs::api::filesystem::{FsOptions, ROOT_ID};
 use nix::mount::{MsFlags, mount};
@@ -220,6 +221,42 @@ fn mounts_that_appear_later_are_announced_and_crossed() {
     })
     .join()
     .expect("the test's thread");
+}
+
+#[test]
+fn extended_attributes_are_kept() {
+    const NAME: &str = "trusted.hull";
+    let directory = tempfile::tempdir().expect("temporary directory");
+    fs::write(directory.path().join("file"), "x").expect("write");
+    let mut guest = Guest::new(directory.path());
+    let node = guest.lookup(ROOT_ID, "file").expect("look up").nodeid;
+    let set = SetxattrIn { size: 5, flags: 0 };
+    let body = [set.as_slice(), &text(NAME), b"value"].concat();
+    assert_eq!(guest.call(ROOT, Opcode::Setxattr, node, &body).errno, 0);
+    let get = |size| {
+        let get = GetxattrIn {
+            size,
+            ..GetxattrIn::default()
+        };
+        [get.as_slice(), &text(NAME)].concat()
+    };
+    let value = guest.call(ROOT, Opcode::Getxattr, node, &get(u32::MAX));
+    assert_eq!(value.body, b"value");
+    let length: GetxattrOut = guest.call(ROOT, Opcode::Getxattr, node, &get(0)).read();
+    assert_eq!(length.size, 5);
+    let short = guest.call(ROOT, Opcode::Getxattr, node, &get(4));
+    assert_eq!(short.errno, libc::ERANGE);
+    let names = guest.call(ROOT, Opcode::Listxattr, node, &get(1000));
+    assert!(
+        names
+            .body
+            .split(|byte| *byte == 0)
+            .any(|name| name == NAME.as_bytes())
+    );
+    let removed = guest.call(ROOT, Opcode::Removexattr, node, &text(NAME));
+    assert_eq!(removed.errno, 0);
+    let gone = guest.call(ROOT, Opcode::Getxattr, node, &get(1000));
+    assert_eq!(gone.errno, libc::ENODATA);
 }
 
 #[test]
