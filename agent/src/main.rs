@@ -1,12 +1,11 @@
 //! The guest's `/init`, and the helpers that it starts.
 
 use std::ffi::OsStr;
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use hull_agent::container::{Containers, Paths, helper};
-use hull_agent::network::Network;
+use hull_agent::network::{Network, Sysfs};
 use hull_agent::process::Reaper;
 use hull_agent::rpc::Service;
 use hull_agent::vsock::HostListener;
@@ -43,7 +42,7 @@ fn main() -> anyhow::Result<()> {
 async fn serve() -> anyhow::Result<()> {
     let reaper = Arc::new(Reaper::default());
     let containers = Arc::new(Containers::new(Paths::guest(), Arc::clone(&reaper)));
-    let network = Network::new(Path::new("/sys/bus/pci/rescan"));
+    let network = Network::new(Sysfs::guest());
 
     hull_agent::network::bring_loopback_up()
         .await

@@ -3,7 +3,7 @@
 mod host;
 
 use host::{TestResult, on_a_guest, process};
-use hull_agent::network::Network;
+use hull_agent::network::{Network, Sysfs};
 use hull_agent::rpc::{Service, server};
 use hull_agent_protocol::agent::{
     ContainerRequest, CreateContainerRequest, ExecProcessRequest, HealthRequest, ProcessRequest,
@@ -19,7 +19,10 @@ async fn with_client(
     calls: impl FnOnce(AgentClient) -> TestResult + Send + 'static,
 ) -> TestResult {
     let address = format!("unix://{}", guest.directory().join("agent.sock").display());
-    let network = Network::new("/no/such/rescan".as_ref());
+    let network = Network::new(Sysfs {
+        rescan: "/no/such/rescan".into(),
+        interfaces: "/no/such/interfaces".into(),
+    });
     let service = Service::new(guest.containers.clone(), network);
     let mut server = server(service).bind(&address)?;
     server.start().await?;

@@ -9,18 +9,19 @@ mod dns;
 mod link;
 mod neighbour;
 mod netlink;
+mod pci;
 mod route;
 mod rule;
 mod wanted;
 
 pub use dns::write_resolv_conf;
 pub use netlink::NetlinkError;
+pub use pci::{Sysfs, rescan as rescan_pci};
 pub use wanted::RequestError;
 
 use std::collections::HashMap;
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use hull_agent_protocol::agent::SetNetworkRequest;
@@ -50,16 +51,16 @@ const RESCAN: Duration = Duration::from_millis(250);
 
 /// The guest's network, as far as the runtime has set it.
 pub struct Network {
-    pci_rescan: PathBuf,
+    sysfs: Sysfs,
     /// The request that was applied last.
     applied: Mutex<Wanted>,
 }
 
 impl Network {
-    /// A network of which nothing is set. `pci_rescan`: the file that has the kernel look for new PCI devices.
-    pub fn new(pci_rescan: &Path) -> Self {
+    /// A network of which nothing is set.
+    pub fn new(sysfs: Sysfs) -> Self {
         Self {
-            pci_rescan: pci_rescan.to_owned(),
+            sysfs,
             applied: Mutex::default(),
         }
     }
@@ -78,7 +79,7 @@ impl Network {
         let links = self
             .find(&netlink, &wanted.interfaces, wait, &mut failures)
             .await?;
-        strip_vanished(
+        self.strip_vanished(
             &netlink,
             &applied.interfaces,
             &wanted,
@@ -148,10 +149,8 @@ impl Network {
                     failures.push(format!("look for new NICs: {error}"));
                 }
                 next_rescan = now + RESCAN;
-                // The kernel looks while the file is written.
-                if end > now {
-                    continue;
-                }
+                // The kernel has looked when the file is written.
+                continue;
             }
             if now >= end {
                 let absent = missing.iter().map(|interface| {
@@ -167,12 +166,43 @@ impl Network {
         }
     }
 
+    /// Sets down the NICs that the last request had and this one has not, takes their addresses, and has their drivers
+    /// let go of them, so that the VMM can take them away.
+    async fn strip_vanished(
+        &self,
+        netlink: &Netlink,
+        before: &[Interface],
+        wanted: &Wanted,
+        links: &HashMap<Mac, Link>,
+        failures: &mut Vec<String>,
+    ) -> Result<(), NetlinkError> {
+        for interface in before {
+            if wanted.interfaces.iter().any(|one| one.mac == interface.mac) {
+                continue;
+            }
+            // A NIC that was unplugged is not there any more.
+            let Some(link) = links.get(&interface.mac) else {
+                continue;
+            };
+            if let Err(error) = link::set_up(netlink, link.index, false).await {
+                failures.push(format!("set {} down: {}", link.name, with_causes(&error)));
+            }
+            address::replace(netlink, link.index, &link.name, &[], failures).await?;
+            let (interfaces, name) = (self.sysfs.interfaces.clone(), link.name.clone());
+            let gone = tokio::task::spawn_blocking(move || pci::let_go(&interfaces, &name)).await;
+            if let Err(error) = gone.map_err(io::Error::other).flatten() {
+                failures.push(format!("let go of {}: {error}", link.name));
+            }
+        }
+        Ok(())
+    }
+
     /// Has the kernel look for new PCI devices.
     ///
     /// # Errors
     /// When the file cannot be written.
     pub async fn rescan(&self) -> io::Result<()> {
-        let path = self.pci_rescan.clone();
+        let path = self.sysfs.rescan.clone();
         // Drivers probe new devices before the write returns.
         tokio::task::spawn_blocking(move || rescan_pci(&path))
             .await
@@ -181,40 +211,8 @@ impl Network {
 
     /// The file that has the kernel look for new PCI devices.
     pub fn pci_rescan(&self) -> &Path {
-        &self.pci_rescan
+        &self.sysfs.rescan
     }
-}
-
-/// Has the kernel look for new PCI devices; returns when their drivers have them.
-///
-/// # Errors
-/// When the file cannot be written.
-pub fn rescan_pci(file: &Path) -> io::Result<()> {
-    fs::write(file, "1")
-}
-
-/// Sets down the NICs that the last request had and this one has not, and takes their addresses.
-async fn strip_vanished(
-    netlink: &Netlink,
-    before: &[Interface],
-    wanted: &Wanted,
-    links: &HashMap<Mac, Link>,
-    failures: &mut Vec<String>,
-) -> Result<(), NetlinkError> {
-    for interface in before {
-        if wanted.interfaces.iter().any(|one| one.mac == interface.mac) {
-            continue;
-        }
-        // A NIC that was unplugged is not there any more.
-        let Some(link) = links.get(&interface.mac) else {
-            continue;
-        };
-        if let Err(error) = link::set_up(netlink, link.index, false).await {
-            failures.push(format!("set {} down: {}", link.name, with_causes(&error)));
-        }
-        address::replace(netlink, link.index, &link.name, &[], failures).await?;
-    }
-    Ok(())
 }
 
 /// Makes one NIC be its interface, but for its name.

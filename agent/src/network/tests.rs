@@ -1,6 +1,7 @@
 //! The network on real links, in a network namespace that each test makes for its thread. Needs root and ip(8).
 
 use std::error::Error;
+use std::fs;
 use std::process::Command;
 
 use hull_agent_protocol::agent::{Interface, IpAddress, Neighbour, Route, Rule};
@@ -17,14 +18,19 @@ const SECOND: &str = "02:00:00:00:00:02";
 fn in_a_namespace(test: impl AsyncFnOnce(&Network) -> TestResult + Send + 'static) -> TestResult {
     let thread = std::thread::spawn(move || -> TestResult {
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)?;
-        // Names below /sys/class/net and /proc/sys/net are those of the namespace that looks.
+        // Names below /proc/sys/net are those of the namespace that looks.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let rescan = tempfile::NamedTempFile::new()?;
+        // The machine's own devices are not the test's.
+        let sysfs = tempfile::tempdir()?;
+        let paths = Sysfs {
+            rescan: sysfs.path().join("rescan"),
+            interfaces: sysfs.path().join("net"),
+        };
         runtime.block_on(async {
             bring_loopback_up().await?;
-            test(&Network::new(rescan.path())).await
+            test(&Network::new(paths)).await
         })
     });
     match thread.join() {
