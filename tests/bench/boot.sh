@@ -34,7 +34,7 @@ JSON
 }
 
 microvm() {
-    qemu-system-x86_64 -M microvm,x-option-roms=off,isa-serial=on,rtc=off,pit=off,pic=off -accel kvm -cpu host -m 512 -smp 1 \
+    qemu-system-x86_64 -M microvm,acpi=off,x-option-roms=off,isa-serial=on,rtc=off,pit=off,pic=off -accel kvm -cpu host -m 512 -smp 1 \
         -nodefaults -no-user-config -display none -no-reboot -serial none -kernel "$kernel" -initrd "$work/initramfs" \
         -append "quiet reboot=t panic=-1 tsc=reliable no_timer_check rcupdate.rcu_expedited=1" >"$work/qemu.log" 2>&1 || {
         cat "$work/qemu.log" >&2
