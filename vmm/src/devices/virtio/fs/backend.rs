@@ -1,6 +1,7 @@
 //! The shared directory: `fuse-backend-rs`'s passthrough file system, and what it leaves open.
 
 use std::ffi::CStr;
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +14,7 @@ use fuse_backend_rs::api::filesystem::{
 };
 use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
 
+use super::descriptors::Descriptors;
 use super::device::FsError;
 
 type Inode = u64;
@@ -21,8 +23,8 @@ type Handle = u64;
 /// How long the guest may use what it knows of a name or of attributes without asking.
 const VALIDITY: Duration = Duration::from_secs(1);
 
-/// The most that one reply may hold, in bytes: what the guest asks for beyond is not allocated.
-const MAX_LISTING: u32 = 1 << 20;
+/// The most that one listing may hold, in bytes: Linux asks for a page at a time, and each entry may open a file.
+const MAX_LISTING: u32 = 128 << 10;
 /// XATTR_SIZE_MAX and XATTR_LIST_MAX of Linux.
 const MAX_XATTR: u32 = 64 << 10;
 
@@ -53,6 +55,7 @@ fn without_flush(options: OpenOptions) -> OpenOptions {
 /// most, over the life of the machine.)
 pub(super) struct SharedDirectory {
     files: PassthroughFs,
+    descriptors: Descriptors,
     /// The guest makes a mount of its own of each mount of the host (FUSE_SUBMOUNTS).
     announces_submounts: AtomicBool,
 }
@@ -90,10 +93,19 @@ impl SharedDirectory {
         };
         let files = PassthroughFs::new(config).map_err(FsError::Proc)?;
         files.import().map_err(no_directory)?;
+        let descriptors = File::open(directory)
+            .and_then(Descriptors::new)
+            .map_err(no_directory)?;
         Ok(Self {
             files,
+            descriptors,
             announces_submounts: AtomicBool::new(false),
         })
+    }
+
+    /// Whether a request may open more files, now that so many are open.
+    pub(super) fn may_open(&self) -> bool {
+        self.descriptors.may_take()
     }
 
     /// Forgets everything that the guest looked up and opened.

@@ -127,6 +127,7 @@ impl VirtioDevice for Fs {
             memory: activation.memory,
             queues,
             interrupt: activation.interrupt,
+            directory: Arc::clone(&self.directory),
             server: Arc::clone(&self.server),
             stopping: AtomicBool::new(false),
         });

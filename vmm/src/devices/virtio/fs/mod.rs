@@ -3,7 +3,7 @@
 //! Roles: `device.rs` is what the driver negotiates. A pool of threads (`worker.rs`) takes requests from both queues,
 //! so that a slow one holds no other up. `backend.rs` is the directory: `fuse-backend-rs`'s passthrough file system,
 //! with what a hostile guest, several mounts below one directory, and caching need beyond it. `credentials.rs` lets a
-//! thread create files as the guest's users.
+//! thread create files as the guest's users; `descriptors.rs` keeps some of the process's descriptors from the guest.
 //!
 //! What crosses the boundary: FUSE messages, all of them hostile; and host files, through descriptors that were opened
 //! below the directory, never by a path of more than one component. `..` is refused, symbolic links are the guest's to
@@ -17,7 +17,8 @@
 //!   nodes and file capabilities CAP_MKNOD and CAP_SETFCAP, all effective in the user namespace that owns the files.
 //!   Access is checked by the guest's kernel; for the host's not to check it a second time,
 //!   [`credentials::keep_capabilities`] must be called while there is CAP_SETPCAP.
-//! - A high `RLIMIT_NOFILE`: each file that the guest's kernel remembers holds one descriptor.
+//! - A high `RLIMIT_NOFILE`: each file that the guest's kernel remembers holds one descriptor. When few are left, the
+//!   guest's requests that would take more fail with ENFILE.
 //! - It clears the process's umask, since the guest's is applied by the guest.
 //! - The guest can make `fuse-backend-rs` log (crate `log`, target `fuse_backend_rs`) as much as it likes; that target
 //!   must be off.
@@ -34,6 +35,7 @@
 
 mod backend;
 pub mod credentials;
+mod descriptors;
 pub mod device;
 #[cfg(test)]
 mod tests;

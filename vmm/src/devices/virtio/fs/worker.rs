@@ -20,6 +20,19 @@ use crate::memory::{GuestMemory, SharedMemory};
 /// The most that a request or a reply may be long, in bytes: a megabyte of data, and headers.
 const MAX_MESSAGE: usize = MAX_BUFFER_SIZE as usize + 64 * 1024;
 
+/// Requests after which more files may be open than before.
+const OPENING: [u32; 9] = [
+    Opcode::Lookup as u32,
+    Opcode::Open as u32,
+    Opcode::Opendir as u32,
+    Opcode::Create as u32,
+    Opcode::Mkdir as u32,
+    Opcode::Mknod as u32,
+    Opcode::Symlink as u32,
+    Opcode::Link as u32,
+    Opcode::Readdirplus as u32,
+];
+
 /// What epoll gives back when the thread shall end; a smaller value is a queue's place in the pool.
 const STOP: u64 = u64::MAX;
 
@@ -91,6 +104,7 @@ pub(super) struct Pool {
     pub(super) memory: SharedMemory,
     pub(super) queues: Vec<RequestQueue>,
     pub(super) interrupt: Arc<dyn Interrupt>,
+    pub(super) directory: Arc<SharedDirectory>,
     pub(super) server: Arc<Server<Arc<SharedDirectory>>>,
     /// Set before the threads are told to stop, so that a busy queue does not keep them.
     pub(super) stopping: AtomicBool,
@@ -134,36 +148,36 @@ impl Pool {
             && let Some(chain) = queue.take(&memory)
         {
             let head = chain.head_index();
-            let written = handle(&self.server, &memory, chain);
+            let written = self.handle(&memory, chain);
             queue.complete(&memory, head, written, &*self.interrupt);
         }
     }
-}
 
-/// Handles one request; gives the length of the reply, which is 0 where there is none.
-pub(super) fn handle(
-    server: &Server<Arc<SharedDirectory>>,
-    memory: &GuestMemory,
-    chain: Chain<'_>,
-) -> u32 {
-    let Ok(reader) = Reader::from_descriptor_chain(memory, chain.clone()) else {
-        return 0;
-    };
-    let Ok(writer) = VirtioFsWriter::new(memory, chain) else {
-        return 0;
-    };
-    let Ok(header) = reader.clone().read_obj::<InHeader>() else {
-        return 0;
-    };
-    if reader.available_bytes() > MAX_MESSAGE || writer.available_bytes() > MAX_MESSAGE {
-        return refuse(writer, &header, libc::E2BIG);
-    }
-    match server.handle_message(reader, Writer::VirtioFs(writer.clone()), None, None) {
-        // Bounded by MAX_MESSAGE.
-        Ok(length) => u32::try_from(length).unwrap_or(0),
-        Err(error) => {
-            tracing::debug!(%error, opcode = header.opcode, "refused a file system request");
-            refuse(writer, &header, libc::EINVAL)
+    /// Handles one request; gives the length of the reply, which is 0 where there is none.
+    fn handle(&self, memory: &GuestMemory, chain: Chain<'_>) -> u32 {
+        let Ok(reader) = Reader::from_descriptor_chain(memory, chain.clone()) else {
+            return 0;
+        };
+        let Ok(writer) = VirtioFsWriter::new(memory, chain) else {
+            return 0;
+        };
+        let Ok(header) = reader.clone().read_obj::<InHeader>() else {
+            return 0;
+        };
+        if reader.available_bytes() > MAX_MESSAGE || writer.available_bytes() > MAX_MESSAGE {
+            return refuse(writer, &header, libc::E2BIG);
+        }
+        if OPENING.contains(&header.opcode) && !self.directory.may_open() {
+            return refuse(writer, &header, libc::ENFILE);
+        }
+        let reply = Writer::VirtioFs(writer.clone());
+        match self.server.handle_message(reader, reply, None, None) {
+            // Bounded by MAX_MESSAGE.
+            Ok(length) => u32::try_from(length).unwrap_or(0),
+            Err(error) => {
+                tracing::debug!(%error, opcode = header.opcode, "refused a file system request");
+                refuse(writer, &header, libc::EINVAL)
+            }
         }
     }
 }
