@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -298,8 +298,13 @@ fn tell(ready: Option<File>, message: &Ready) {
     }
 }
 
-/// Takes a descriptor that the caller left open for this process.
+/// Takes a descriptor that the caller left open for this process. Standard output may be one; nothing else is written there.
 fn take_descriptor(fd: RawFd) -> io::Result<File> {
+    if fd == libc::STDOUT_FILENO {
+        let ready = io::stdout().as_fd().try_clone_to_owned()?;
+        nix::unistd::dup2_stdout(File::open("/dev/null")?)?;
+        return Ok(ready.into());
+    }
     if fd <= libc::STDERR_FILENO || !Path::new("/proc/self/fd").join(fd.to_string()).exists() {
         return Err(io::Error::from_raw_os_error(libc::EBADF));
     }
