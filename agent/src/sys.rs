@@ -131,3 +131,79 @@ pub(crate) fn default_sigpipe() -> nix::Result<()> {
     // SAFETY: the default action runs no code of this process.
     unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigDfl) }.map(drop)
 }
+
+/// bpf(2).
+#[allow(unsafe_code)]
+fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
+    // SAFETY: the kernel reads `size_of::<T>()` bytes of the attributes, which outlive the call. The two callers below
+    // give it the layout of <linux/bpf.h> for their commands, and pointers to what outlives the call too.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            &raw const *attributes,
+            size_of::<T>(),
+        )
+    };
+    match libc::c_int::try_from(result) {
+        Ok(result) if result >= 0 => Ok(result),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Loads a program of type BPF_PROG_TYPE_CGROUP_DEVICE; the kernel checks its instructions.
+#[allow(unsafe_code)]
+pub(crate) fn load_device_program(instructions: &[[u8; 8]]) -> io::Result<OwnedFd> {
+    const BPF_PROG_LOAD: libc::c_int = 5;
+    const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+    #[repr(C)]
+    struct Load {
+        kind: u32,
+        count: u32,
+        instructions: *const [u8; 8],
+        license: *const libc::c_char,
+        log_level: u32,
+        log_size: u32,
+        log: u64,
+        kernel_version: u32,
+        flags: u32,
+    }
+    let load = Load {
+        kind: BPF_PROG_TYPE_CGROUP_DEVICE,
+        count: u32::try_from(instructions.len()).map_err(io::Error::other)?,
+        instructions: instructions.as_ptr(),
+        license: c"Apache-2.0".as_ptr(),
+        log_level: 0,
+        log_size: 0,
+        log: 0,
+        kernel_version: 0,
+        flags: 0,
+    };
+    let program = bpf(BPF_PROG_LOAD, &load)?;
+    // SAFETY: the call has just made this descriptor (close-on-exec), and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(program) })
+}
+
+/// Attaches a device program to a cgroup, beside those that its parents have.
+pub(crate) fn attach_device_program(
+    cgroup: BorrowedFd<'_>,
+    program: BorrowedFd<'_>,
+) -> io::Result<()> {
+    const BPF_PROG_ATTACH: libc::c_int = 8;
+    const BPF_CGROUP_DEVICE: u32 = 6;
+    const BPF_F_ALLOW_MULTI: u32 = 2;
+    #[repr(C)]
+    struct Attach {
+        target: RawFd,
+        program: RawFd,
+        kind: u32,
+        flags: u32,
+    }
+    let attach = Attach {
+        target: cgroup.as_raw_fd(),
+        program: program.as_raw_fd(),
+        kind: BPF_CGROUP_DEVICE,
+        flags: BPF_F_ALLOW_MULTI,
+    };
+    bpf(BPF_PROG_ATTACH, &attach).map(drop)
+}

@@ -72,6 +72,52 @@ fn a_signal_ends_a_process_with_128_and_its_number() -> TestResult {
 }
 
 #[test]
+fn device_rules_hold_for_nodes_that_a_container_makes() -> TestResult {
+    on_a_guest(async |guest| {
+        // 1:11 is kmsg, 1:7 is full, 10:1 exists nowhere.
+        let script = "mknod /dev/log c 1 11; mknod /dev/f c 1 7; mknod /dev/o c 10 1; \
+                      cat /dev/log; cat /dev/f | head -c 1 | wc -c; echo x > /dev/null && echo null; cat /dev/o; \
+                      head -c 1 /dev/urandom | wc -c";
+        let mut config = guest.config(&["sh", "-c", script]);
+        for set in ["bounding", "effective", "permitted"] {
+            config["process"]["capabilities"][set] = json!(["CAP_MKNOD"]);
+        }
+        config["linux"]["resources"] = json!({ "devices": [
+            { "allow": true, "type": "c", "major": 1, "minor": 11, "access": "rwm" },
+            { "allow": false, "access": "rwm" },
+            { "allow": true, "type": "c", "major": 10, "access": "w" },
+        ] });
+        let run = guest.run_config(config.clone(), None).await?;
+        assert_eq!(String::from_utf8(run.stdout)?, "1\nnull\n1\n");
+        let errors = String::from_utf8(run.stderr)?;
+        assert!(
+            errors.contains("can't open '/dev/log': Operation not permitted"),
+            "{errors}"
+        );
+        // Reading is not among what the rule for it allows.
+        assert!(
+            errors.contains("can't open '/dev/o': Operation not permitted"),
+            "{errors}"
+        );
+
+        config["linux"]["resources"]["devices"][2]["access"] = json!("rw");
+        let run = guest.run_config(config.clone(), None).await?;
+        let errors = String::from_utf8(run.stderr)?;
+        assert!(
+            errors.contains("can't open '/dev/o': No such device"),
+            "{errors}"
+        );
+
+        config["linux"]["resources"]["devices"][2]["access"] = json!("x");
+        let json = config.to_string();
+        let refused = guest.containers.create("c", json.as_bytes(), false).await;
+        assert!(matches!(refused, Err(Error::Devices(_))));
+        guest.assert_nothing_left("c");
+        Ok(())
+    })
+}
+
+#[test]
 fn a_real_time_signal_reaches_and_ends_a_process() -> TestResult {
     on_a_guest(async |guest| {
         guest.started("c", &["sleep", "1000"]).await?;

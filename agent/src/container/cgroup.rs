@@ -1,6 +1,6 @@
 //! A container's cgroup (v2) below `/sys/fs/cgroup/hull`, by its files.
 //!
-//! `Documentation/admin-guide/cgroup-v2.rst` of the kernel. The cgroup is made, and limited, by `libcontainer`.
+//! `Documentation/admin-guide/cgroup-v2.rst` of the kernel. `libcontainer` sets its limits.
 
 use std::collections::HashMap;
 use std::fs;
@@ -53,6 +53,20 @@ impl Cgroup {
     /// The cgroup at `path`, which need not be there yet.
     pub(super) fn new(path: PathBuf) -> Self {
         Self { path }
+    }
+
+    /// Makes it.
+    pub(super) fn make(&self) -> Result<(), CgroupError> {
+        fs::create_dir_all(&self.path).map_err(|source| CgroupError {
+            action: "make",
+            path: self.path.clone(),
+            source,
+        })
+    }
+
+    /// Its directory.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     fn read(&self, file: &str) -> Result<String, CgroupError> {

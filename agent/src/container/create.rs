@@ -13,7 +13,7 @@ use oci_spec::runtime::Spec;
 use super::cgroup::Cgroup;
 use super::helper::{self, Request};
 use super::spec::{self, GuestSpec};
-use super::{Container, Containers, Error, ProcessEntry, check_id, lock};
+use super::{Container, Containers, Error, ProcessEntry, check_id, devices, lock};
 use crate::process::Process;
 use crate::stdio::ProcessIo;
 
@@ -61,6 +61,8 @@ impl Containers {
         for (name, value) in &guest_spec.network_sysctls {
             set_sysctl(name, value)?;
         }
+        cgroup.make()?;
+        devices::apply(&guest_spec.devices, cgroup.path())?;
         make_working_directory(&guest_spec.spec);
         let bundle = self.paths.bundles.join(id);
         write_bundle(&bundle, &guest_spec)?;

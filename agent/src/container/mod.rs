@@ -5,6 +5,7 @@
 
 mod cgroup;
 mod create;
+mod devices;
 mod exec;
 pub mod helper;
 mod inspect;
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 use oci_spec::runtime::LinuxSeccomp;
 
 pub use cgroup::CgroupError;
+pub use devices::DeviceError;
 pub use inspect::ProcessInfo;
 
 use crate::process::{Process, Reaper};
@@ -103,6 +105,9 @@ pub enum Error {
     /// The container's cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// The container's device rules.
+    #[error(transparent)]
+    Devices(#[from] DeviceError),
     /// A number that is no signal.
     #[error("{0} is no signal")]
     BadSignal(u32),

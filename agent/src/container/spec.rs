@@ -4,8 +4,9 @@
 //! - namespaces: always new ones for pid, mount, ipc, uts and cgroup (and time, when asked for), never the host's
 //!   paths; no network namespace, since a sandbox's containers share the guest's. User namespaces are refused.
 //! - the cgroup is `/hull/<container id>`. What needs the host's devices or controllers (block I/O, huge pages, RDMA,
-//!   network classes, device rules, Intel RDT) is dropped: the guest is the boundary that they stand for. CPU
+//!   network classes, Intel RDT) is dropped: the guest is the boundary that they stand for. CPU
 //!   sets are cut to the guest's CPUs.
+//! - device rules are taken out: they become a BPF program on the cgroup.
 //! - AppArmor profiles and SELinux labels are the host's, and dropped.
 //! - `net.*` sysctls are taken out, for they belong to the guest's one network namespace.
 //! - hooks: only `startContainer` belongs into the guest.
@@ -17,8 +18,9 @@ use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Capability, Hook, Linux, LinuxCapabilities, LinuxNamespace, LinuxNamespaceBuilder,
-    LinuxNamespaceType, LinuxResources, LinuxSeccomp, LinuxSeccompAction, Process, Spec,
+    Capability, Hook, Linux, LinuxCapabilities, LinuxDeviceCgroup, LinuxNamespace,
+    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources, LinuxSeccomp, LinuxSeccompAction,
+    Process, Spec,
 };
 use serde::{Deserialize, Serialize};
 
@@ -80,6 +82,8 @@ pub struct GuestSpec {
     pub payload: Payload,
     /// `net.*` sysctls of the guest's network namespace.
     pub network_sysctls: Vec<(String, String)>,
+    /// The device rules of its cgroup.
+    pub devices: Vec<LinuxDeviceCgroup>,
     /// The process gets a terminal.
     pub terminal: bool,
 }
@@ -115,6 +119,11 @@ pub fn for_guest(json: &[u8], id: &str, guest: &Guest) -> Result<GuestSpec, Spec
     let mut linux = spec.linux().clone().unwrap_or_default();
     let seccomp = linux.seccomp().clone();
     let network_sysctls = take_network_sysctls(&mut linux)?;
+    let devices = linux
+        .resources_mut()
+        .as_mut()
+        .and_then(|resources| resources.devices_mut().take())
+        .unwrap_or_default();
     confine(&mut linux, id, guest)?;
     spec.set_linux(Some(linux));
 
@@ -129,6 +138,7 @@ pub fn for_guest(json: &[u8], id: &str, guest: &Guest) -> Result<GuestSpec, Spec
         spec,
         payload,
         network_sysctls,
+        devices,
         terminal,
     })
 }
@@ -290,7 +300,6 @@ fn confine(linux: &mut Linux, id: &str, guest: &Guest) -> Result<(), SpecError> 
 
 fn limit(resources: &mut LinuxResources, guest: &Guest) {
     resources
-        .set_devices(None)
         .set_block_io(None)
         .set_hugepage_limits(None)
         .set_network(None)

@@ -6,7 +6,7 @@ use ttrpc::Code;
 use ttrpc::error::get_rpc_status;
 
 use crate::container::helper::{Failure, HelperError};
-use crate::container::{self, CgroupError};
+use crate::container::{self, CgroupError, DeviceError};
 use crate::error_text::with_causes;
 use crate::mounts::MountError;
 use crate::network::NetworkError;
@@ -44,7 +44,12 @@ impl Coded for container::Error {
             Self::State { .. } => Code::FAILED_PRECONDITION,
             Self::Helper(error) => error.code(),
             Self::Cgroup(error) => error.code(),
-            Self::File { .. } | Self::Stdio(_) | Self::Start(_) | Self::Signal(_) => Code::INTERNAL,
+            Self::Devices(DeviceError::Rule { .. }) => Code::INVALID_ARGUMENT,
+            Self::Devices(_)
+            | Self::File { .. }
+            | Self::Stdio(_)
+            | Self::Start(_)
+            | Self::Signal(_) => Code::INTERNAL,
         }
     }
 }

@@ -26,8 +26,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 /// Commands of busybox in the root file system.
 const COMMANDS: &[&str] = &[
-    "cat", "cp", "echo", "env", "false", "grep", "head", "hostname", "id", "ls", "mkdir", "mount",
-    "pwd", "readlink", "sh", "sleep", "stty", "touch", "true", "tty", "wc", "yes",
+    "cat", "cp", "echo", "env", "false", "grep", "head", "hostname", "id", "ls", "mkdir", "mknod",
+    "mount", "pwd", "readlink", "sh", "sleep", "stty", "touch", "true", "tty", "wc", "yes",
 ];
 
 pub(crate) struct Guest {
