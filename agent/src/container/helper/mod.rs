@@ -16,6 +16,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
@@ -41,6 +42,9 @@ const MAX_LINE: u64 = 16 << 20;
 
 /// The longest answer, which goes in one message.
 const MAX_REPLY: usize = 32 << 10;
+
+/// How long the helper may take: less than the runtime gives the call. What hangs must not keep others from the container.
+const LIMIT: Duration = Duration::from_secs(50);
 
 /// The soft limit of open files that a process gets when its specification sets none.
 const OPEN_FILES: u64 = 1024;
@@ -101,6 +105,9 @@ pub enum HelperError {
     /// It ended before it answered.
     #[error("the helper ended with status {0} and without an answer")]
     Silent(u8),
+    /// It did not answer in time, and was killed.
+    #[error("the helper did not answer within {} s", LIMIT.as_secs())]
+    Late,
     /// It said that the process has a terminal and sent none.
     #[error("the helper sent no terminal")]
     NoTerminal,
@@ -150,6 +157,11 @@ pub async fn run(
             Err(_) => return Err(HelperError::Silent(helper.wait().await.status)),
         },
         exit = helper.wait() => return Err(HelperError::Silent(exit.status)),
+        () = tokio::time::sleep(LIMIT) => {
+            // Whether it has just ended makes no difference.
+            let _ = helper.signal(libc::SIGKILL);
+            return Err(HelperError::Late);
+        }
     };
     match serde_json::from_slice(&line).map_err(HelperError::Answer)? {
         Reply::Made { pid } => {
