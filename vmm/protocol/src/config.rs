@@ -33,7 +33,8 @@ pub struct VmConfig {
     pub console_log: PathBuf,
     /// The Unix socket (`SOCK_SEQPACKET`) for control calls, made by the VMM.
     pub control_socket: PathBuf,
-    /// Where [`crate::outcome::Outcome`] is written when the machine has ended.
+    /// Where [`crate::outcome::Outcome`] is written when the machine has ended. The VMM makes the file empty at its
+    /// start, so an empty one after its end says that it was killed.
     pub outcome: PathBuf,
     /// Enter a mount namespace with a root of its own: a tmpfs that holds an empty directory [`JAIL_SHARE`] and
     /// nothing of the host. Without it the VMM stays where it is (for work by hand, and for tests).

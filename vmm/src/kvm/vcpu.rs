@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use kvm_bindings::{CpuId, KVM_INTERNAL_ERROR_EMULATION, Msrs, kvm_regs, kvm_sregs};
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
 use super::KvmError;
 use crate::bus::Bus;
@@ -32,13 +32,15 @@ pub struct Environment {
 pub struct StopSignal(Arc<AtomicBool>);
 
 impl StopSignal {
-    /// Sets the signal's handler, once for the process: it does nothing but interrupt `KVM_RUN`.
+    /// Sets the signal's handler, once for the process: it does nothing but interrupt `KVM_RUN`. Lets the signal
+    /// through to this thread and all that it starts, whatever the process was started with.
     ///
     /// # Errors
     /// The host refused.
     pub fn install_handler() -> io::Result<()> {
         extern "C" fn interrupt(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-        Ok(register_signal_handler(Self::number(), interrupt)?)
+        register_signal_handler(Self::number(), interrupt)?;
+        unblock_signal(Self::number()).map_err(|error| io::Error::other(error.to_string()))
     }
 
     /// The signal that interrupts a vCPU's thread. It may have to be sent again: a thread between looking at the
