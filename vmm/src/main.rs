@@ -277,9 +277,10 @@ fn not_made(error: MachineError) -> NotStarted {
     let kind = match &error {
         MachineError::Kvm(_) | MachineError::Cpuid(_) => StartFailure::Kvm,
         MachineError::Boot(_) => StartFailure::Kernel,
-        MachineError::Memory(_) | MachineError::Attach(_) | MachineError::Host { .. } => {
-            StartFailure::Host
-        }
+        MachineError::Memory(_)
+        | MachineError::Attach(_)
+        | MachineError::Device(_)
+        | MachineError::Host { .. } => StartFailure::Host,
     };
     NotStarted {
         kind,

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use hull_vmm_protocol::config::{FsConfig, NetConfig};
 use hull_vmm_protocol::control::FailureKind;
 
-use super::MachineError;
 use crate::devices::pci::host::PciHost;
 use crate::devices::pci::root::{AttachError, PciRoot, Slot};
 use crate::devices::virtio::device::VirtioDevice;
@@ -107,21 +106,8 @@ impl Devices {
         &mut self,
         id: &str,
         device: Box<dyn VirtioDevice>,
-    ) -> Result<(), MachineError> {
-        let function = VirtioPciFunction::new(device, self.memory.clone(), self.host.clone())
-            .map_err(|source| MachineError::Host {
-                operation: "make a device's interrupts",
-                source,
-            })?;
-        let slot = self.pci.attach(Box::new(function))?;
-        self.by_id.insert(
-            id.to_owned(),
-            Attached {
-                slot,
-                permanent: true,
-            },
-        );
-        Ok(())
+    ) -> Result<(), DeviceError> {
+        self.attach(id, device, true).map(|_| ())
     }
 
     /// Attaches a virtio-net device on `taps`, one for each queue pair; says where it is.
@@ -136,7 +122,7 @@ impl Devices {
         self.check_id(&config.id)?;
         let mac = parse_mac(&config.mac)?;
         let device = Net::new(mac, config.mtu, taps)?;
-        self.attach(&config.id, Box::new(device))
+        self.attach(&config.id, Box::new(device), false)
     }
 
     /// Attaches a virtio-fs device; says where it is.
@@ -146,7 +132,7 @@ impl Devices {
     pub fn attach_fs(&mut self, config: &FsConfig) -> Result<Slot, DeviceError> {
         self.check_id(&config.id)?;
         let device = Fs::new(&config.tag, &config.directory)?;
-        self.attach(&config.id, Box::new(device))
+        self.attach(&config.id, Box::new(device), false)
     }
 
     /// Detaches a device. The guest's driver should have let go of it; to one that has not, the device is gone as if
@@ -188,15 +174,17 @@ impl Devices {
         }
     }
 
-    fn attach(&mut self, id: &str, device: Box<dyn VirtioDevice>) -> Result<Slot, DeviceError> {
+    fn attach(
+        &mut self,
+        id: &str,
+        device: Box<dyn VirtioDevice>,
+        permanent: bool,
+    ) -> Result<Slot, DeviceError> {
         let function = VirtioPciFunction::new(device, self.memory.clone(), self.host.clone())
             .map_err(DeviceError::Interrupts)?;
         let slot = self.pci.attach(Box::new(function))?;
-        let attached = Attached {
-            slot,
-            permanent: false,
-        };
-        self.by_id.insert(id.to_owned(), attached);
+        self.by_id
+            .insert(id.to_owned(), Attached { slot, permanent });
         Ok(slot)
     }
 }

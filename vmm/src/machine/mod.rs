@@ -24,7 +24,7 @@ pub mod end;
 pub mod vcpus;
 
 use console_log::ConsoleLog;
-use devices::Devices;
+use devices::{DeviceError, Devices};
 use end::EndReport;
 use vcpus::{VcpuThreads, WaitingVcpus};
 
@@ -43,9 +43,12 @@ pub enum MachineError {
     /// CPUID has more entries than KVM takes.
     #[error("CPUID of a vCPU")]
     Cpuid(#[source] vmm_sys_util::fam::Error),
-    /// A device that every machine has cannot be attached.
+    /// A part of the bus cannot be attached.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// A device that every machine has cannot be attached.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The host refused something.
     #[error("{operation}")]
     Host {

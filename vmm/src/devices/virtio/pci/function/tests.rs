@@ -281,3 +281,60 @@ fn hostile_accesses_to_the_bar_do_no_harm() {
         }
     }
 }
+
+/// Numbers without order, the same in each run (xorshift64).
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+}
+
+#[test]
+fn a_guest_that_writes_anything_anywhere_does_no_harm() {
+    let mut bench = bench();
+    let mut noise = Noise(0x9e37_79b9_7f4a_7c15);
+    // Registers that mean something, so that the noise gets beyond the first check.
+    let starts = [
+        0, 0x14, 0x16, 0x1c, 0x20, 0x28, 0x30, 0x3000, 0x4000, 0x400c,
+    ];
+    for round in 0..20_000 {
+        let length = [1, 2, 4, 8][usize::try_from(noise.below(4)).unwrap()];
+        let data = noise.next().to_le_bytes();
+        let start = starts[usize::try_from(noise.below(10)).unwrap()];
+        match noise.below(4) {
+            0 => bench.function.write_bar(0, start, &data[..length]),
+            1 => bench
+                .function
+                .write_bar(0, noise.below(0x8000), &data[..length]),
+            2 => {
+                let offset = usize::try_from(noise.below(252)).unwrap();
+                bench
+                    .function
+                    .write_configuration(offset, &data[..length.min(4)]);
+            }
+            _ => {
+                let mut read = [0; 8];
+                bench
+                    .function
+                    .read_bar(0, noise.below(0x8000), &mut read[..length]);
+            }
+        }
+        if round % 100 == 0 {
+            bench.decode(true);
+            bench.common(0x14, &[0]);
+            bench.start(0x1000);
+            assert_eq!(bench.status(), 0xf, "a driver can start the device again");
+        }
+    }
+    bench.function.shut_down();
+    assert!(bench.doorbells().is_empty());
+}
