@@ -173,7 +173,10 @@ mod tests {
         };
         let end = End::of_vcpu(&end).unwrap();
         assert_eq!(end.cause, Cause::KvmCannotRun);
-        assert!(end.message.contains("at 0x1000 (bytes cc)") && end.message.contains("cannot run Linux"));
+        assert!(
+            end.message.contains("at 0x1000 (bytes cc)")
+                && end.message.contains("cannot run Linux")
+        );
         assert_eq!(End::of_vcpu(&RunEnd::Stopped), None);
     }
 }
