@@ -406,6 +406,23 @@ fn exec_runs_beside_the_first_process_and_leaks_nothing() -> TestResult {
 }
 
 #[test]
+fn containers_in_a_row_leave_nothing() -> TestResult {
+    on_a_guest(async |guest| {
+        guest.run(&["true"], None).await?;
+        let descriptors = host::open_descriptors()?;
+        for _ in 0..30 {
+            assert_eq!(guest.run(&["true"], None).await?.status, 0);
+        }
+        assert!(
+            host::open_descriptors()? <= descriptors + 2,
+            "descriptors leak"
+        );
+        assert!(!guest.containers.reaper().has_children());
+        Ok(())
+    })
+}
+
+#[test]
 fn output_of_an_exec_ends_with_it_even_if_a_child_keeps_it_open() -> TestResult {
     on_a_guest(async |guest| {
         guest.started("c", &["sleep", "1000"]).await?;

@@ -16,7 +16,7 @@ mod start;
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -216,8 +216,14 @@ impl Containers {
         spec::Guest {
             cpus,
             swap: self.paths.cgroups.join("memory.swap.max").exists(),
+            cgroups: Path::new("/").join(below_mount(&self.paths.cgroups)),
         }
     }
+}
+
+/// A cgroup's path from the root of its tree.
+fn below_mount(cgroup: &Path) -> &Path {
+    cgroup.strip_prefix("/sys/fs/cgroup").unwrap_or(cgroup)
 }
 
 impl Container {

@@ -15,7 +15,7 @@
 //!   long before exec(2), where it hits the set-up itself, and would leave processes of exec without it.
 
 use std::collections::{BTreeSet, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use oci_spec::runtime::{
     Capability, Hook, Linux, LinuxCapabilities, LinuxDeviceCgroup, LinuxNamespace,
@@ -95,6 +95,8 @@ pub struct Guest {
     pub cpus: BTreeSet<u32>,
     /// The memory controller knows swap.
     pub swap: bool,
+    /// The parent of the containers' cgroups, from the tree's root: `/hull`.
+    pub cgroups: PathBuf,
 }
 
 /// Reads `config.json` and makes it hold in the guest.
@@ -285,7 +287,7 @@ fn confine(linux: &mut Linux, id: &str, guest: &Guest) -> Result<(), SpecError> 
         .collect();
     linux
         .set_namespaces(Some(namespaces))
-        .set_cgroups_path(Some(Path::new("/hull").join(id)))
+        .set_cgroups_path(Some(guest.cgroups.join(id)))
         .set_seccomp(None)
         .set_mount_label(None)
         .set_intel_rdt(None)

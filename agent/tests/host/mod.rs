@@ -36,6 +36,14 @@ pub(crate) struct Guest {
     directory: TempDir,
 }
 
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // A test that failed says more than what it has left.
+        let _ = end_leftovers(&self.paths.cgroups)
+            .and_then(|()| Ok(fs::remove_dir(&self.paths.cgroups)?));
+    }
+}
+
 /// What a process left.
 pub(crate) struct Run {
     pub(crate) stdout: Vec<u8>,
@@ -136,9 +144,9 @@ impl Guest {
             program: env!("CARGO_BIN_EXE_hull-agent").into(),
             state: directory.path().join("state"),
             bundles: directory.path().join("bundles"),
-            cgroups: PathBuf::from("/sys/fs/cgroup/hull"),
+            // Of this test process only.
+            cgroups: format!("/sys/fs/cgroup/hull-agent-test-{}", std::process::id()).into(),
         };
-        end_leftovers(&paths.cgroups)?;
         Ok(Self {
             containers: Arc::new(Containers::new(paths.clone(), reaper())),
             paths,

@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use super::*;
 use serde_json::{Value, json};
 
@@ -5,6 +7,7 @@ fn guest() -> Guest {
     Guest {
         cpus: [0, 1].into(),
         swap: false,
+        cgroups: "/hull".into(),
     }
 }
 
