@@ -10,6 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
@@ -23,6 +24,7 @@ use hull_vmm::kvm::system::System;
 use hull_vmm::kvm::vcpu::StopSignal;
 use hull_vmm::machine::build::{Opened, build};
 use hull_vmm::machine::console_log::ConsoleLog;
+use hull_vmm::machine::end::End;
 use hull_vmm::machine::{Machine, MachineError};
 use hull_vmm_protocol::config::VmConfig;
 use hull_vmm_protocol::outcome::{Cause, Outcome, Ready, StartFailure};
@@ -33,6 +35,8 @@ use tracing_subscriber::EnvFilter;
 
 /// Bytes of the console that an outcome holds after a crash.
 const OUTCOME_TAIL: usize = 8 * 1024;
+/// How long the vCPUs and the devices have to stop once the machine has ended.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 /// Runs one virtual machine.
 #[derive(Parser)]
@@ -151,41 +155,59 @@ fn start(path: &Path) -> Result<Running, NotStarted> {
     })
 }
 
-/// Serves until the machine ends, takes it apart, and leaves the outcome.
+/// Serves until the machine ends, leaves the outcome, and takes the machine apart.
 fn run(running: Running) -> ExitCode {
     let Running {
         mut machine,
         mut server,
         signals,
-        mut outcome,
+        outcome,
     } = running;
-    let end = serve(&mut machine, &mut server, &signals);
-    machine.stop();
-    let (cause, message) = match end {
-        Ok(end) => (end.cause, end.message),
-        Err(error) => (Cause::VmmError, format!("wait for events: {error}")),
-    };
-    let orderly = matches!(cause, Cause::Stopped | Cause::GuestReset);
-    tracing::info!(?cause, message, "the machine has ended");
+    let end = serve(&mut machine, &mut server, &signals)
+        .unwrap_or_else(|error| End::new(Cause::VmmError, &format!("wait for events: {error}")));
+    let orderly = matches!(end.cause, Cause::Stopped | Cause::GuestReset);
+    tracing::info!(cause = ?end.cause, end.message, "the machine has ended");
     let console_tail = if orderly {
         String::new()
     } else {
         machine.console.tail(OUTCOME_TAIL)
     };
-    let written = serde_json::to_vec(&Outcome {
-        cause,
-        message,
+    let written = leave(outcome, end, console_tail);
+    if let Err(error) = &written {
+        tracing::error!(%error, "write the outcome");
+    }
+    let success = orderly && written.is_ok();
+    exit_at_last(success);
+    machine.stop();
+    if success {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn leave(mut file: File, end: End, console_tail: String) -> io::Result<()> {
+    let outcome = Outcome {
+        cause: end.cause,
+        message: end.message,
         console_tail,
-    })
-    .map_err(io::Error::from)
-    .and_then(|bytes| outcome.write_all(&bytes));
-    match written {
-        Ok(()) if orderly => ExitCode::SUCCESS,
-        Ok(()) => ExitCode::FAILURE,
-        Err(error) => {
-            tracing::error!(%error, "write the outcome");
-            ExitCode::FAILURE
-        }
+    };
+    file.write_all(&serde_json::to_vec(&outcome)?)
+}
+
+/// Exits after [`STOP_LIMIT`] all the same: a device may hang on what the host does for it, and a guest may have
+/// brought that about.
+fn exit_at_last(success: bool) {
+    let last_resort = move || {
+        std::thread::sleep(STOP_LIMIT);
+        tracing::error!("a device has not stopped for {STOP_LIMIT:?}");
+        std::process::exit(i32::from(!success));
+    };
+    if let Err(error) = std::thread::Builder::new()
+        .name("last-resort".to_owned())
+        .spawn(last_resort)
+    {
+        tracing::warn!(%error, "start a thread");
     }
 }
 
