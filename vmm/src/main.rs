@@ -166,7 +166,7 @@ fn run(running: Running) -> ExitCode {
     let end = serve(&mut machine, &mut server, &signals)
         .unwrap_or_else(|error| End::new(Cause::VmmError, &format!("wait for events: {error}")));
     let orderly = matches!(end.cause, Cause::Stopped | Cause::GuestReset);
-    tracing::info!(cause = ?end.cause, end.message, "the machine has ended");
+    tracing::info!(cause = ?end.cause, "the machine has ended: {}", end.message);
     let console_tail = if orderly {
         String::new()
     } else {
