@@ -181,26 +181,7 @@ pub(crate) fn run(_arguments: &Arguments) -> Result<ExitCode> {
 impl Step {
     fn run(&self) -> Outcome {
         let started = Instant::now();
-        let (tally, error) = match self.execute() {
-            Ok((tests, true)) if !self.tests => (Tally { passed: 1, ..tests }, None),
-            Ok((tests, true)) if tests.passed == 0 => (
-                Tally {
-                    failed: tests.failed + 1,
-                    ..tests
-                },
-                Some("no test ran".to_owned()),
-            ),
-            Ok((tests, true)) => (tests, None),
-            Ok((tests, false)) if tests.failed > 0 => (tests, None),
-            Ok((tests, false)) => (Tally { failed: 1, ..tests }, Some("see above".to_owned())),
-            Err(error) => (
-                Tally {
-                    failed: 1,
-                    ..Tally::default()
-                },
-                Some(format!("{error:#}")),
-            ),
-        };
+        let (tally, error) = judge(self.tests, self.execute());
         Outcome {
             name: self.name,
             tally,
@@ -243,6 +224,34 @@ impl Step {
         }
         Ok((tally, status.success()))
     }
+}
+
+/// What a step counts as, and why it failed if it did so by more than its tests. `tests` is whether
+/// it was to run some; `executed` has the results of tests and whether the step ended well.
+fn judge(tests: bool, executed: Result<(Tally, bool)>) -> (Tally, Option<String>) {
+    let (tally, error) = match executed {
+        Ok((tally, true)) if !tests => {
+            return (
+                Tally {
+                    passed: tally.passed + 1,
+                    ..tally
+                },
+                None,
+            );
+        }
+        Ok((tally, true)) if tally.passed > 0 => return (tally, None),
+        Ok((tally, false)) if tally.failed > 0 => return (tally, None),
+        Ok((tally, true)) => (tally, "no test ran".to_owned()),
+        Ok((tally, false)) => (tally, "see above".to_owned()),
+        Err(error) => (Tally::default(), format!("{error:#}")),
+    };
+    (
+        Tally {
+            failed: tally.failed + 1,
+            ..tally
+        },
+        Some(error),
+    )
 }
 
 /// Copies a step's standard output to ours, and sends the results of tests in it, until it ends or
@@ -305,48 +314,53 @@ mod tests {
         assert_eq!(test_result("test result: ok. many passed"), None);
     }
 
+    const NOTHING: Tally = Tally {
+        passed: 0,
+        failed: 0,
+        ignored: 0,
+    };
+    const ONE_FAILED: Tally = Tally {
+        failed: 1,
+        ..NOTHING
+    };
+
     #[test]
     fn a_step_without_tests_counts_as_one() {
-        let step = |program, arguments, tests| Step {
-            name: "a step",
-            program,
-            arguments,
-            tests,
-        };
-        let outcome = step(Program::Cargo, &["--version"], false).run();
-        assert_eq!(
-            outcome.tally,
-            Tally {
-                passed: 1,
-                ..Tally::default()
-            }
-        );
-        let outcome = step(Program::Cargo, &["no-such-subcommand"], false).run();
-        assert_eq!(
-            outcome.tally,
-            Tally {
-                failed: 1,
-                ..Tally::default()
-            }
-        );
+        let (tally, error) = judge(false, Ok((NOTHING, true)));
+        assert_eq!((tally.passed, tally.failed, error), (1, 0, None));
+        let (tally, error) = judge(false, Ok((NOTHING, false)));
+        assert_eq!((tally, error.as_deref()), (ONE_FAILED, Some("see above")));
     }
 
     #[test]
     fn a_step_that_should_test_and_did_not_has_failed() {
-        let step = Step {
+        let (tally, error) = judge(true, Ok((NOTHING, true)));
+        assert_eq!((tally, error.as_deref()), (ONE_FAILED, Some("no test ran")));
+        let (tally, error) = judge(true, Err(anyhow::anyhow!("cannot start")));
+        assert_eq!(
+            (tally, error.as_deref()),
+            (ONE_FAILED, Some("cannot start"))
+        );
+    }
+
+    #[test]
+    fn a_step_that_broke_after_its_tests_passed_has_failed() {
+        let passed = Tally {
+            passed: 3,
+            ..NOTHING
+        };
+        let (tally, _) = judge(true, Ok((passed, false)));
+        assert_eq!((tally.passed, tally.failed), (3, 1));
+    }
+
+    #[test]
+    fn a_step_runs_and_its_results_are_read() {
+        let step = |arguments| Step {
             name: "a step",
             program: Program::Cargo,
-            arguments: &["--version"],
+            arguments,
             tests: true,
         };
-        let outcome = step.run();
-        assert_eq!(
-            outcome.tally,
-            Tally {
-                failed: 1,
-                ..Tally::default()
-            }
-        );
-        assert_eq!(outcome.error.as_deref(), Some("no test ran"));
+        assert_eq!(step(&["--version"]).run().tally, ONE_FAILED);
     }
 }
