@@ -37,13 +37,19 @@ pub enum Error {
     #[error(transparent)]
     Share(#[from] ShareError),
     #[error(transparent)]
-    Network(#[from] network::Error),
+    Network(Box<network::Error>),
     #[error(transparent)]
     Vmm(#[from] VmmError),
     #[error(transparent)]
     Agent(#[from] AgentError),
     #[error(transparent)]
     Proxy(#[from] ProxyError),
+}
+
+impl From<network::Error> for Error {
+    fn from(error: network::Error) -> Self {
+        Self::Network(Box::new(error))
+    }
 }
 
 /// What an error means to a caller.

@@ -138,7 +138,7 @@ pub enum HookError {
         /// Which kind.
         kind: &'static str,
         /// Why not.
-        source: network::Error,
+        source: Box<network::Error>,
     },
 }
 
@@ -168,7 +168,7 @@ pub fn run(
         (HookNamespaces::Sandbox, Some(netns)) => {
             netns.run(run_all).map_err(|source| HookError::Enter {
                 kind: kind.name(),
-                source,
+                source: Box::new(source),
             })?
         }
         _ => run_all(),

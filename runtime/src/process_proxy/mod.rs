@@ -44,7 +44,7 @@ pub enum ProxyError {
     },
     /// It cannot be born in the network namespace.
     #[error("process proxy")]
-    Netns(#[source] network::Error),
+    Netns(#[source] Box<network::Error>),
     /// It said that it cannot do what it was told.
     #[error("process proxy: {message}")]
     Failed {
