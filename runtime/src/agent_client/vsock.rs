@@ -13,8 +13,9 @@ use hull_vmm_protocol::socket::with_short_path;
 const RETRY_INTERVAL: Duration = Duration::from_millis(5);
 /// How often a wait looks whether the VM still lives.
 const LIVENESS_INTERVAL: Duration = Duration::from_millis(200);
-/// How long one attempt waits before another is made beside it: an attempt may have met a driver in its infancy.
-const ATTEMPT_LIMIT: Duration = Duration::from_secs(5);
+/// How long the first attempt waits before another is made in its place: it may have met a driver in its infancy, and
+/// its packet be lost. Each waits twice as long as the one before, for a guest may also be that slow.
+const FIRST_ATTEMPT: Duration = Duration::from_millis(100);
 /// How long the opening of a stream may take.
 const STREAM_LIMIT: Duration = Duration::from_secs(30);
 
@@ -77,12 +78,13 @@ pub(crate) fn await_port(
     alive: impl Fn() -> bool,
 ) -> Result<UnixStream, VsockError> {
     let deadline = Instant::now() + limit;
+    let mut attempt_limit = FIRST_ATTEMPT;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(VsockError::Timeout { port, limit });
         }
-        match attempt(socket, port, left.min(ATTEMPT_LIMIT), &alive) {
+        match attempt(socket, port, left.min(attempt_limit), &alive) {
             Ok(stream) => return Ok(stream),
             Err(VsockError::Refused { .. } | VsockError::Socket { .. } | VsockError::Io { .. }) => {
                 if !alive() {
@@ -90,7 +92,7 @@ pub(crate) fn await_port(
                 }
                 std::thread::sleep(RETRY_INTERVAL);
             }
-            Err(VsockError::Timeout { .. }) => {}
+            Err(VsockError::Timeout { .. }) => attempt_limit = attempt_limit.saturating_mul(2),
             Err(error) => return Err(error),
         }
     }
