@@ -4,6 +4,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use hull_agent_protocol::agent::SetNetworkRequest;
+
 use super::{Sandbox, SandboxError};
 use crate::agent_client::AgentClient;
 use crate::network::{self, Model, Netns, NetworkState, NotCarried, Options};
@@ -47,8 +49,16 @@ impl Sandbox {
             }
         }
         let control = Control::connect(&self.directory())?;
-        for id in &wanted.detach {
-            control.detach(id)?;
+        if !wanted.detach.is_empty() {
+            let mut staying = wanted.guest.clone();
+            // What is attached below is new to the guest, also if it has the MAC address of a NIC that goes.
+            staying.interfaces.retain(|interface| {
+                wanted
+                    .attach
+                    .iter()
+                    .all(|nic| nic.config.mac != interface.mac)
+            });
+            let_go(&control, &wanted.detach, staying, agent)?;
         }
         for nic in wanted.attach {
             control.attach_net(&nic.config, &nic.taps)?;
@@ -97,6 +107,26 @@ impl Sandbox {
         self.record.network = state;
         Ok(answer?)
     }
+}
+
+/// Takes NICs away: first from the guest, whose driver must have let go before the VMM takes the device. `staying` is the
+/// guest's network without them; what it names of NICs that are yet to come fails for now.
+fn let_go(
+    control: &Control,
+    ids: &[String],
+    mut staying: SetNetworkRequest,
+    agent: &mut AgentClient,
+) -> Result<(), crate::Error> {
+    staying.wait_ms = 0;
+    agent.set_network(&staying)?;
+    for id in ids {
+        match control.detach(id) {
+            // An attachment that failed half-way has left a NIC that the VMM never got.
+            Err(error) if error.is_not_found() => {}
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 fn open_known(path: &Path) -> Option<Netns> {

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hull_vmm_protocol::config::{FsConfig, NetConfig, VmConfig};
-use hull_vmm_protocol::control::{Request, Response};
+use hull_vmm_protocol::control::{FailureKind, Request, Response};
 use hull_vmm_protocol::outcome::{Outcome, Ready, StartFailure};
 use hull_vmm_protocol::socket::{CallError, ControlClient};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -83,6 +83,16 @@ pub enum VmmError {
         /// Its pid.
         pid: i32,
     },
+}
+
+impl VmmError {
+    /// The VMM has no device of that id.
+    pub fn is_not_found(&self) -> bool {
+        let Self::Call { source, .. } = self else {
+            return false;
+        };
+        matches!(source, CallError::Failed(failure) if failure.kind == FailureKind::NotFound)
+    }
 }
 
 /// A VMM that has been started and has not said yet that its machine runs. Dropping it kills it.
