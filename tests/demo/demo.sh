@@ -27,10 +27,11 @@ for applet in sh uname ip ping cat sleep; do ln -s busybox "$work/bundle/rootfs/
 hull spec --bundle "$work/bundle"
 script='echo "guest kernel: $(uname -r)"
 echo "addresses inside:"; ip addr show dev eth0
-echo "the container pings the host:"; ping -c 3 -W 20 10.88.77.1
+echo "the container pings the host:"; ping -c 3 -W 20 10.88.77.1 || exit 1
 echo "waiting to be pinged"; exec sleep 1000'
 jq --arg netns "/run/netns/$netns" --arg script "$script" \
     '.process.terminal = false | .process.args = ["/bin/sh", "-c", $script] |
+     .process.capabilities[] |= (. + ["CAP_NET_RAW"] | unique) |
      (.linux.namespaces[] | select(.type == "network")).path = $netns' \
     "$work/bundle/config.json" >"$work/config.json"
 mv "$work/config.json" "$work/bundle/config.json"
@@ -64,7 +65,7 @@ first=$(date +%s%N)
 while :; do
     echo "$line"
     [ "$line" != "waiting to be pinged" ] || break
-    IFS= read -r line <&3 || exit 1
+    IFS= read -r line <&3 || { cat "$work/error" >&2; exit 1; }
 done
 
 say "the host pings the container"
