@@ -78,7 +78,7 @@ enum LogFormat {
 enum Verb {
     Create(create::Arguments),
     Delete(delete::Arguments),
-    Exec(exec::Arguments),
+    Exec(Box<exec::Arguments>),
     Features(features::Arguments),
     Kill(kill::Arguments),
     List(list::Arguments),
@@ -179,7 +179,7 @@ impl Cli {
         match self.verb {
             Verb::Create(arguments) => create::run(&runtime, arguments),
             Verb::Delete(arguments) => delete::run(&runtime, &arguments),
-            Verb::Exec(arguments) => exec::run(&runtime, arguments),
+            Verb::Exec(arguments) => exec::run(&runtime, *arguments),
             Verb::Kill(arguments) => kill::run(&runtime, &arguments),
             Verb::List(arguments) => list::run(&runtime, &arguments),
             Verb::Pause(arguments) => pause::run(&runtime, &arguments),

@@ -101,11 +101,9 @@ fn reap_proxy(record: &ContainerRecord) -> Result<(), ContainerError> {
 }
 
 /// Takes a stopped container out of its sandbox, and ends that if it was the last.
-fn leave(mut sandbox: Sandbox, id: &ContainerId, force: bool) -> Result<(), Error> {
+fn leave(sandbox: Sandbox, id: &ContainerId, force: bool) -> Result<(), Error> {
     if sandbox.containers_but(id)?.is_empty() {
-        sandbox.end()?;
-        sandbox.remove()?;
-        return Ok(());
+        return sandbox.end_and_remove();
     }
     match sandbox.remove_container(id) {
         Err(error) if force => {

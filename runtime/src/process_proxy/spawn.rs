@@ -52,7 +52,9 @@ impl NewProxy {
             .arg(theirs.as_raw_fd().to_string());
         let child = match netns {
             // A child is born in the network namespace of the thread that makes it.
-            Some(netns) => netns.run(|| command.spawn()).map_err(|error| ProxyError::Netns(Box::new(error)))?,
+            Some(netns) => netns
+                .run(|| command.spawn())
+                .map_err(|error| ProxyError::Netns(Box::new(error)))?,
             None => command.spawn(),
         };
         let mut child = child.map_err(ProxyError::host("start it"))?;

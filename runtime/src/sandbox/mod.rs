@@ -62,6 +62,15 @@ pub enum SandboxError {
     Entropy(#[source] io::Error),
 }
 
+/// What is to be known of a sandbox after its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keep {
+    /// Its record, also while it ends.
+    Record,
+    /// Nothing: its directory is about to go.
+    Nothing,
+}
+
 /// A sandbox whose lock this process holds.
 #[derive(Debug)]
 pub struct Sandbox {
@@ -237,6 +246,20 @@ impl Sandbox {
     /// # Errors
     /// Something cannot be undone; the record then still names it.
     pub fn end(&mut self) -> Result<(), crate::Error> {
+        self.end_keeping(Keep::Record)?;
+        Ok(self.save()?)
+    }
+
+    /// Ends the sandbox, and removes all that is known of it. A disk that is full does not keep it from that.
+    ///
+    /// # Errors
+    /// Something cannot be undone, or a directory cannot be removed.
+    pub fn end_and_remove(mut self) -> Result<(), crate::Error> {
+        self.end_keeping(Keep::Nothing)?;
+        Ok(self.store.remove_sandbox(&self.record.id)?)
+    }
+
+    fn end_keeping(&mut self, keep: Keep) -> Result<(), crate::Error> {
         // The namespace may have no other process in it than the VMM.
         let netns = self.open_netns();
         if let Some(vmm) = self.record.vmm {
@@ -246,16 +269,7 @@ impl Sandbox {
             }
             self.record.vmm = None;
         }
-        self.undo_network(netns)?;
-        Ok(self.save()?)
-    }
-
-    /// Removes all that is known of an ended sandbox.
-    ///
-    /// # Errors
-    /// A directory cannot be removed.
-    pub fn remove(self) -> Result<(), StoreError> {
-        self.store.remove_sandbox(&self.record.id)
+        self.undo_network(netns, keep)
     }
 
     /// Ends the sandbox if no container but `leaving` is in use.
@@ -296,6 +310,11 @@ impl Sandbox {
             }
             // The machine may end before the answer is out.
             Err(AgentError::Lost { .. }) if vmm.wait_end(SHUTDOWN_LIMIT) => {}
+            Err(error @ AgentError::Connect(_)) => tracing::debug!(
+                sandbox = %self.record.id,
+                error = %crate::error::chain(&error),
+                "the guest has no agent to shut it down"
+            ),
             Err(error) => tracing::warn!(
                 sandbox = %self.record.id,
                 error = %crate::error::chain(&error),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use hull_agent_protocol::agent::SetNetworkRequest;
 
-use super::{Sandbox, SandboxError};
+use super::{Keep, Sandbox, SandboxError};
 use crate::agent_client::AgentClient;
 use crate::network::{self, Model, Netns, NetworkState, NotCarried, Options};
 use crate::vmm_process::Control;
@@ -91,7 +91,11 @@ impl Sandbox {
     }
 
     /// Gives the network namespace back as it was; with the namespace gone nothing is left to give.
-    pub(super) fn undo_network(&mut self, netns: Option<Netns>) -> Result<(), crate::Error> {
+    pub(super) fn undo_network(
+        &mut self,
+        netns: Option<Netns>,
+        keep: Keep,
+    ) -> Result<(), crate::Error> {
         let Some(netns) = netns else {
             self.record.network = NetworkState::default();
             return Ok(());
@@ -100,7 +104,10 @@ impl Sandbox {
         let mut record = self.record.clone();
         let mut persist = |state: &NetworkState| {
             record.network = state.clone();
-            store.save_sandbox(&record).map_err(io::Error::other)
+            match (store.save_sandbox(&record), keep) {
+                (Err(error), Keep::Record) => Err(io::Error::other(error)),
+                (Ok(()), _) | (Err(_), Keep::Nothing) => Ok(()),
+            }
         };
         let mut state = self.record.network.clone();
         let answer = network::undo(&netns, &mut state, &mut persist);

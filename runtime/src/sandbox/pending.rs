@@ -104,14 +104,13 @@ impl PendingSandbox {
 
 impl Drop for PendingSandbox {
     fn drop(&mut self) {
-        let Some(mut sandbox) = self.sandbox.take() else {
+        let Some(sandbox) = self.sandbox.take() else {
             return;
         };
         // A VMM whose machine does not run yet takes no calls.
         drop(self.starting.take());
         if self.is_new {
-            let undone = sandbox.end().and_then(|()| Ok(sandbox.remove()?));
-            if let Err(error) = undone {
+            if let Err(error) = sandbox.end_and_remove() {
                 tracing::error!(error = %crate::error::chain(&error), "undoing a sandbox");
             }
             return;

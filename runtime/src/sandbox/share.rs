@@ -264,7 +264,7 @@ mod tests {
              exec /busybox sleep 100",
             root = root.display()
         );
-        let child = Command::new("unshare")
+        let mut child = Command::new("unshare")
             .args(["--mount", "--propagation", "private", "sh", "-c", &script])
             .spawn()
             .unwrap();
@@ -275,6 +275,8 @@ mod tests {
             }
             thread::sleep(std::time::Duration::from_millis(10));
         }
+        child.kill().unwrap();
+        child.wait().unwrap();
         panic!("the jail is not ready");
     }
 
