@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Hooks, Process, Spec};
 
+pub(crate) use validate::HOST_NETWORK;
 pub use validate::{NEWEST_OCI_VERSION, OLDEST_OCI_VERSION, validate_process};
 
 /// How a bundle fails.
@@ -31,7 +32,7 @@ pub enum BundleError {
         source: serde_json::Error,
     },
     /// The version is none that hull knows.
-    #[error("ociVersion {version:?} is not supported: {oldest} to {newest} are", oldest = OLDEST_OCI_VERSION, newest = NEWEST_OCI_VERSION)]
+    #[error("config.json: ociVersion {version:?} is not supported: {oldest} to {newest} are", oldest = OLDEST_OCI_VERSION, newest = NEWEST_OCI_VERSION)]
     Version {
         /// What config.json says.
         version: String,

@@ -9,6 +9,10 @@ pub const OLDEST_OCI_VERSION: &str = "1.0.0";
 /// The newest version of the specification that hull knows.
 pub const NEWEST_OCI_VERSION: &str = "1.3.0";
 
+/// Why a container cannot have the network of the host.
+pub(crate) const HOST_NETWORK: &str =
+    "sharing the host's network with a VM is not supported: give the container a network namespace";
+
 /// Checks all of a configuration but what it names on the host; gives its process.
 pub(super) fn validate(spec: &Spec) -> Result<Process, BundleError> {
     version(spec.version())?;
@@ -146,11 +150,7 @@ fn namespaces(linux: &Linux) -> Result<(), BundleError> {
     let namespaces = linux.namespaces().as_deref().unwrap_or_default();
     let has = |kind| namespaces.iter().any(|namespace| namespace.typ() == kind);
     for (kind, name, reason) in [
-        (
-            LinuxNamespaceType::Network,
-            "network",
-            "sharing the host's network with a VM is not supported: give the container a network namespace",
-        ),
+        (LinuxNamespaceType::Network, "network", HOST_NETWORK),
         (
             LinuxNamespaceType::Pid,
             "pid",

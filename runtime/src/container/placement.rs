@@ -6,9 +6,13 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
 
 use super::ContainerId;
+use crate::bundle::{BundleError, HOST_NETWORK};
 use crate::network::Netns;
 use crate::sandbox::Sandbox;
 use crate::store::{Store, StoreError};
+
+/// The host's network namespace, as far as hull sees the host.
+const HOST_NETNS: &str = "/proc/1/ns/net";
 
 /// Annotations with which an engine says that a container belongs to a pod: the annotation of the kind, its value for
 /// a container of a pod, and the annotation that holds the id of the pod's sandbox.
@@ -48,7 +52,7 @@ impl Placement {
     ) -> Result<Self, crate::Error> {
         let netns_path = netns_path(spec);
         let netns = match &netns_path {
-            Some(path) => Netns::open(path)?,
+            Some(path) => open_given(path)?,
             None => Netns::create()?,
         };
         let by_annotation = pod_of(annotations);
@@ -66,6 +70,20 @@ impl Placement {
             sandbox,
         })
     }
+}
+
+/// Opens the namespace that the configuration names, which is not to be the host's: wiring that would take the host's
+/// own interfaces away.
+fn open_given(path: &Path) -> Result<Netns, crate::Error> {
+    let netns = Netns::open(path)?;
+    if netns.id() == Netns::open(Path::new(HOST_NETNS))?.id() {
+        return Err(BundleError::Unsupported {
+            field: format!("linux.namespaces: network {}", path.display()),
+            reason: HOST_NETWORK,
+        }
+        .into());
+    }
+    Ok(netns)
 }
 
 fn netns_path(spec: &Spec) -> Option<PathBuf> {
