@@ -49,9 +49,16 @@ fn a_missing_bundle_or_configuration() {
 #[test]
 fn a_broken_configuration() {
     let bundle = Bundle::new(&["true"]);
-    for text in ["", "{", "[]", "{\"ociVersion\": 1}", "\u{0}\u{1}"] {
+    for (text, word) in [
+        ("", "config.json"),
+        ("{", "config.json"),
+        ("[]", "config.json"),
+        ("{}", "ociVersion"),
+        ("{\"ociVersion\": 1}", "config.json"),
+        ("\u{0}\u{1}", "config.json"),
+    ] {
         fs::write(bundle.path().join("config.json"), text).unwrap();
-        refused(&bundle, &["config.json"]);
+        refused(&bundle, &[word]);
     }
 }
 

@@ -136,7 +136,7 @@ fn a_console_socket_without_a_terminal_and_the_other_way_round_are_refused() {
         "/tmp/none",
         "plain",
     ])
-    .expect_error(&["console", "terminal"]);
+    .expect_error(&["console", "tty"]);
     let terminal = terminal_bundle("true");
     hull.hull(&["create", "--bundle", terminal.arg(), "nosocket"])
         .expect_error(&["console"]);

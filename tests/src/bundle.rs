@@ -97,6 +97,24 @@ impl Bundle {
         })
     }
 
+    /// Copies a program of this machine into the root file system, with the shared libraries that it needs.
+    ///
+    /// # Panics
+    /// It is not there.
+    pub fn add_program(&self, program: &str) {
+        let libraries = crate::run_ok("ldd", &[program]);
+        let paths = libraries
+            .split_whitespace()
+            .filter(|word| word.starts_with('/'));
+        for path in paths.chain([program]) {
+            self.add_file(
+                path,
+                &fs::read(path).expect("a file of this machine"),
+                0o755,
+            );
+        }
+    }
+
     /// Writes an executable file into the root file system.
     ///
     /// # Panics

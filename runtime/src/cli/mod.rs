@@ -20,9 +20,11 @@ mod state;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 use anyhow::{Context, anyhow, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use hull_runtime::bundle::NEWEST_OCI_VERSION;
 use hull_runtime::config::Config;
 use hull_runtime::container::{Console, ContainerId};
 use hull_runtime::logging::LogSettings;
@@ -32,9 +34,17 @@ use hull_runtime::{Runtime, close_on_exec_from};
 /// Where state is kept if nothing else is said.
 const DEFAULT_ROOT: &str = "/run/hull";
 
+/// As runc tells its own: callers read the second line too.
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "version {}\nspec: {NEWEST_OCI_VERSION}",
+        env!("CARGO_PKG_VERSION")
+    )
+});
+
 /// Runs containers, each pod of them in its own virtual machine.
 #[derive(Parser)]
-#[command(name = "hull", version, disable_help_subcommand = true)]
+#[command(name = "hull", version = VERSION.as_str(), disable_help_subcommand = true)]
 struct Cli {
     #[command(flatten)]
     global: Global,

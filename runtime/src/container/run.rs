@@ -1,9 +1,10 @@
 //! `run`: `create`, `start`, and in the foreground also the wait for the end and `delete`.
 
-use super::{CreateOptions, Created, create, delete, start};
+use super::{ContainerId, CreateOptions, Created, create, delete, start};
 use crate::Runtime;
 use crate::error::{Error, chain};
 use crate::process_proxy::foreground::{HeldSignals, RawTerminal};
+use crate::vmm_process;
 
 /// What `run` is told.
 #[derive(Clone, Debug)]
@@ -41,8 +42,21 @@ pub fn run(runtime: &Runtime, options: &RunOptions) -> Result<u8, Error> {
     };
     let code = signals.wait(&mut proxy);
     drop(terminal);
+    tell_of_crash(runtime, id);
     clean_up(runtime, options, false);
     Ok(code?)
+}
+
+/// Says why the VM is gone, if it did not end in order.
+fn tell_of_crash(runtime: &Runtime, id: &ContainerId) {
+    // Whoever has deleted the container meanwhile knows.
+    let Ok(record) = runtime.store.container(id) else {
+        return;
+    };
+    let directory = runtime.store.sandbox_directory(&record.sandbox_id);
+    if let Some(crash) = vmm_process::describe_crash(&directory) {
+        tracing::error!(container = %id, "the VM ended under its container: {crash}");
+    }
 }
 
 /// The error that led here, or the container's exit code, is what the caller is to hear of.

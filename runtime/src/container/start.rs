@@ -42,16 +42,16 @@ pub fn start(runtime: &Runtime, id: &ContainerId) -> Result<(), Error> {
     let mut agent = sandbox.agent()?;
     sandbox.reconcile_network(&netns, runtime.config.network_model, &mut agent)?;
     stopwatch.phase("start_network");
+    if sandbox.vcpus() > 1 {
+        // Before the program runs: many size themselves by the CPUs that they find when they start.
+        let online = agent.online_cpus(sandbox.vcpus())?;
+        tracing::debug!(online, "vCPUs");
+        stopwatch.phase("vcpus");
+    }
     agent.start_container(id)?;
     stopwatch.phase("start_container");
     record.lifecycle = Lifecycle::Started;
     store.save_container(&record)?;
-    if sandbox.vcpus() > 1 {
-        match agent.online_cpus(sandbox.vcpus()) {
-            Ok(online) => tracing::debug!(online, "vCPUs"),
-            Err(error) => tracing::warn!(error = %chain(&error), "bringing vCPUs online"),
-        }
-    }
     let state = State::with_status(&record, Status::Running).to_json();
     let hooked = hooks::run(
         HookKind::Poststart,

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use hull_vmm_protocol::config::{FsConfig, NetConfig, VmConfig};
 use hull_vmm_protocol::control::{FailureKind, Request, Response};
-use hull_vmm_protocol::outcome::{Outcome, Ready, StartFailure};
+use hull_vmm_protocol::outcome::{Cause, Outcome, Ready, StartFailure};
 use hull_vmm_protocol::socket::{CallError, ControlClient};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -338,12 +338,26 @@ pub fn stop(process: &ProcessIdentity, directory: &Path) -> Result<(), VmmError>
     }
 }
 
+/// How a machine ended that did not end in order, for people; nothing while it lives and for one that did.
+pub fn describe_crash(directory: &Path) -> Option<String> {
+    let outcome = read_outcome(directory)?;
+    match outcome.cause {
+        Cause::Stopped | Cause::GuestReset => None,
+        Cause::GuestPanic | Cause::TripleFault | Cause::KvmCannotRun | Cause::VmmError => {
+            Some(describe_end(directory))
+        }
+    }
+}
+
+/// Nothing before the end, and after the end of a VMM that was killed.
+fn read_outcome(directory: &Path) -> Option<Outcome> {
+    let bytes = std::fs::read(directory.join("outcome.json")).ok()?;
+    serde_json::from_slice(&bytes).ok()
+}
+
 /// What is known of a machine that does not answer, for people: how it ended, if it has, and its console's last lines.
 pub fn describe_end(directory: &Path) -> String {
-    let outcome = std::fs::read(directory.join("outcome.json"))
-        .ok()
-        .and_then(|bytes| serde_json::from_slice::<Outcome>(&bytes).ok());
-    match outcome {
+    match read_outcome(directory) {
         Some(outcome) => {
             let console = printable(&outcome.console_tail);
             let console = if console.is_empty() {
