@@ -17,8 +17,6 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::timing::rfc3339;
-
 /// What the global options of a command say about messages.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogSettings {
@@ -85,7 +83,7 @@ where
         };
         let mut fields = Fields::default();
         event.record(&mut fields);
-        let time = rfc3339(SystemTime::now());
+        let time = humantime::format_rfc3339_nanos(SystemTime::now()).to_string();
         if self.json {
             writeln!(writer, "{}", json_line(level, &time, fields))
         } else {

@@ -31,7 +31,7 @@ use crate::process_proxy::{Attach, NewProxy, Setup, Streams};
 use crate::rootfs::{self, GuestContainer};
 use crate::sandbox::PendingSandbox;
 use crate::store::{ContainerRecord, Lifecycle};
-use crate::timing::{Stopwatch, rfc3339};
+use crate::timing::Stopwatch;
 
 /// What `create` is told.
 #[derive(Clone, Debug)]
@@ -217,7 +217,7 @@ fn new_record(
         oci_version: bundle.spec.version().clone(),
         bundle: bundle.directory.clone(),
         rootfs: bundle.rootfs.clone(),
-        created: rfc3339(SystemTime::now()),
+        created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
         owner,
         annotations: bundle.annotations(),
         lifecycle: Lifecycle::Creating,
