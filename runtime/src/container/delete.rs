@@ -14,6 +14,8 @@ use crate::vmm_process::{self, vsock_socket};
 
 /// How long a container that was killed may take to end, with its VM.
 const END_LIMIT: Duration = Duration::from_secs(30);
+/// How long a proxy may take to notice that its VM has gone.
+const PARTING_LIMIT: Duration = Duration::from_secs(2);
 
 /// Deletes a container that has stopped, or that was created and not started. With `force` in any state, also when
 /// its record is damaged; and a container that is not there is no error.
@@ -70,10 +72,11 @@ fn end(runtime: &Runtime, record: &ContainerRecord) -> Result<(), Error> {
     match killed {
         Ok(()) if proxy.wait_end(END_LIMIT) => return Ok(()),
         Ok(()) => tracing::warn!(container = %record.id, "the container does not end"),
-        Err(error) if proxy.is_alive() => {
+        // The container has just ended by itself, and its VM with it.
+        Err(_) if proxy.wait_end(PARTING_LIMIT) => return Ok(()),
+        Err(error) => {
             tracing::warn!(container = %record.id, error = %chain(&error), "killing the container");
         }
-        Err(_) => return Ok(()),
     }
     if let Ok(sandbox) = runtime.store.sandbox(&record.sandbox_id)
         && let Some(vmm) = sandbox.vmm
