@@ -30,7 +30,7 @@ pub(crate) fn install() -> Result<()> {
 
 fn install_kernel() -> Result<()> {
     cache::install(
-        &kernel::build()?,
+        &kernel::build(&[kernel::CONFIG])?,
         &workspace::prefix().join("share/hull/vmlinux"),
     )
 }

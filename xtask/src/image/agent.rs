@@ -6,31 +6,14 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::command;
-use crate::workspace::{Executables, cargo};
-
-const TARGET: &str = "x86_64-unknown-linux-gnu";
-
-/// Static, and at a fixed address: the guest executes it anew for every process that it starts, with nothing to relocate.
-const FLAGS: &str = "-C target-feature=+crt-static -C relocation-model=static";
+use crate::workspace::{self, Executables};
 
 /// Builds the agent against the C library's and libseccomp's archives.
-///
-/// With an explicit target cargo keeps build scripts and procedural macros out of these flags, and
-/// keeps the results apart from those of the dynamically linked crates.
 pub(crate) fn build() -> Result<PathBuf> {
     let libseccomp = static_library("libseccomp.a")?;
     let executables = Executables::of(
-        cargo()
-            .args([
-                "build",
-                "--profile",
-                "agent",
-                "--package",
-                "hull-agent",
-                "--target",
-                TARGET,
-            ])
-            .env("RUSTFLAGS", FLAGS)
+        workspace::static_build("agent")
+            .args(["--package", "hull-agent"])
             .env("LIBSECCOMP_LINK_TYPE", "static")
             .env(
                 "LIBSECCOMP_LIB_PATH",

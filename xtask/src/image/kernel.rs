@@ -1,4 +1,4 @@
-//! The guest's kernel, built from Debian's source package with `guest-image/kernel.config`.
+//! Kernels for guests, built from Debian's source package with a configuration of this repository.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -21,12 +21,19 @@ const RECIPE: &str = "1";
 /// The objects that a build compiles, roughly; only shown.
 const OBJECTS: usize = 1400;
 
-/// Returns the path of the kernel, an ELF executable with a PVH entry, and builds it (some seven
-/// minutes on two cores) if this configuration and version were not built before.
-pub(crate) fn build() -> Result<PathBuf> {
-    let config_path = workspace::root().join("guest-image/kernel.config");
-    let config = fs::read_to_string(&config_path)
-        .with_context(|| format!("cannot read {}", config_path.display()))?;
+/// The guest's configuration.
+pub(crate) const CONFIG: &str = "guest-image/kernel.config";
+
+/// Returns the path of a kernel, an ELF executable with a PVH entry, and builds it (some seven minutes on two cores) if
+/// this configuration and version were not built before. The configuration is that of the files `fragments`, below
+/// the repository's root, together.
+pub(crate) fn build(fragments: &[&str]) -> Result<PathBuf> {
+    let mut config = String::new();
+    for fragment in fragments {
+        let path = workspace::root().join(fragment);
+        config += &fs::read_to_string(&path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+    }
     let archive = Archive::open()?;
     let mut entry = entry_name(&config, &archive)?;
     if !cache::has(&entry)? {
