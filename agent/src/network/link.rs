@@ -23,6 +23,8 @@ pub(super) struct Link {
     permanent: bool,
     pub mtu: u32,
     pub up: bool,
+    /// It resolves the addresses of neighbours.
+    pub arp: bool,
 }
 
 impl Link {
@@ -47,6 +49,7 @@ impl Link {
             permanent: permanent.is_some(),
             mtu,
             up: message.header.flags.contains(LinkFlags::Up),
+            arp: !message.header.flags.contains(LinkFlags::Noarp),
         })
     }
 }
@@ -79,22 +82,18 @@ pub(super) async fn indices(netlink: &Netlink) -> Result<HashMap<String, u32>, N
     Ok(named.collect())
 }
 
-/// Changes a link: its flag "up", or attributes.
+/// Changes a link: a flag, or an attribute.
 async fn set(
     netlink: &Netlink,
     index: u32,
-    up: Option<bool>,
+    flag: Option<(LinkFlags, bool)>,
     attribute: Option<LinkAttribute>,
 ) -> Result<(), NetlinkError> {
     let mut message = LinkMessage::default();
     message.header.index = index;
-    if let Some(up) = up {
-        message.header.change_mask = LinkFlags::Up;
-        message.header.flags = if up {
-            LinkFlags::Up
-        } else {
-            LinkFlags::empty()
-        };
+    if let Some((flag, on)) = flag {
+        message.header.change_mask = flag;
+        message.header.flags.set(flag, on);
     }
     message.attributes.extend(attribute);
     netlink
@@ -103,7 +102,11 @@ async fn set(
 }
 
 pub(super) async fn set_up(netlink: &Netlink, index: u32, up: bool) -> Result<(), NetlinkError> {
-    set(netlink, index, Some(up), None).await
+    set(netlink, index, Some((LinkFlags::Up, up)), None).await
+}
+
+pub(super) async fn set_arp(netlink: &Netlink, index: u32, arp: bool) -> Result<(), NetlinkError> {
+    set(netlink, index, Some((LinkFlags::Noarp, !arp)), None).await
 }
 
 pub(super) async fn set_mtu(netlink: &Netlink, index: u32, mtu: u32) -> Result<(), NetlinkError> {

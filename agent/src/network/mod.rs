@@ -240,6 +240,12 @@ async fn configure(
             with_causes(&error)
         ));
     }
+    // Before there are addresses, for those of a link without ARP are not asked after.
+    if interface.arp != link.arp
+        && let Err(error) = link::set_arp(netlink, link.index, interface.arp).await
+    {
+        failures.push(format!("set ARP of {name}: {}", with_causes(&error)));
+    }
     address::replace(netlink, link.index, name, &interface.addresses, failures).await?;
     if interface.up != link.up
         && let Err(error) = link::set_up(netlink, link.index, interface.up).await

@@ -82,6 +82,7 @@ pub(super) struct Interface {
     pub addresses: Vec<Address>,
     pub up: bool,
     pub disable_ipv6: bool,
+    pub arp: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -190,6 +191,7 @@ fn interface(one: &agent::Interface) -> Result<Interface, RequestError> {
         addresses: addresses.collect::<Result<_, _>>()?,
         up: one.up,
         disable_ipv6: one.disable_ipv6,
+        arp: !one.no_arp,
     })
 }
 

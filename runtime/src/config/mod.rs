@@ -1,7 +1,9 @@
-//! The configuration: what a file says (file.rs), what each container may ask of its VM (sizing.rs), and here what
-//! holds in the end.
+//! The configuration: what a file says (file.rs), what each container may ask of its sandbox (sandbox.rs): of the VM
+//! (sizing.rs) and of the network (network.rs), and here what holds in the end.
 
 mod file;
+mod network;
+mod sandbox;
 mod sizing;
 
 use std::io;
@@ -10,7 +12,9 @@ use std::time::Duration;
 
 use crate::network::Model;
 use file::ConfigFile;
-pub use sizing::{VmSize, host_memory_mib};
+pub use network::annotated_model;
+pub use sandbox::SandboxConfig;
+pub use sizing::VmSize;
 
 /// The file that is read if none is named and this one is there.
 pub const DEFAULT_PATH: &str = "/etc/hull/config.toml";
@@ -70,7 +74,7 @@ pub struct Config {
     pub memory_overhead_mib: u32,
     /// How long a VM may take to boot.
     pub boot_limit: Duration,
-    /// How a network namespace is wired.
+    /// How the network namespace of a sandbox is wired that nothing else is asked for.
     pub network_model: Model,
 }
 

@@ -110,7 +110,7 @@ pub(super) fn memory(name: &'static str, value: u64) -> Result<u32, ConfigError>
 }
 
 /// The host's memory in MiB; no bound if it cannot be read.
-pub fn host_memory_mib() -> u32 {
+pub(super) fn host_memory_mib() -> u32 {
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     meminfo
         .lines()

@@ -1,7 +1,7 @@
 //! `create`: everything up to the point at which the container's program is about to run.
 //!
 //! What has been done when a step fails is undone by the drop of what it made, in reverse: the sandbox, then the
-//! proxy, then `poststop` hooks, then the id. The order of the steps:
+//! proxy, the cgroup, then `poststop` hooks, then the id. The order of the steps:
 //!
 //! 1. The bundle is read and checked, and the id reserved.
 //! 2. The network namespace is opened or made, and the process proxy born in it: hooks and engines want its pid.
@@ -17,12 +17,13 @@ use std::time::SystemTime;
 
 use nix::unistd::{Uid, User};
 
-use super::placement::{Placement, resolve_namespace};
+use super::placement::{Placement, is_pod_sandbox, resolve_namespace};
 use super::state::{State, Status};
 use super::{Console, ContainerError, ContainerId, write_pid_file};
 use crate::Runtime;
 use crate::bundle::Bundle;
-use crate::config::{VmSize, host_memory_mib};
+use crate::cgroup::{Cgroup, PendingCgroup};
+use crate::config::{SandboxConfig, annotated_model};
 use crate::error::{Error, chain};
 use crate::hooks::{self, HookKind};
 use crate::network::Netns;
@@ -70,18 +71,20 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
         .linux()
         .as_ref()
         .and_then(|linux| linux.resources().as_ref());
-    let size = VmSize::of(&runtime.config, &annotations, resources, host_memory_mib())?;
+    let wanted = SandboxConfig::of(&runtime.config, &annotations, resources)?;
     let store = &runtime.store;
     let reservation = store.reserve(&options.id)?;
     let placement = Placement::find(store, &bundle.spec, &annotations)?;
     let resolve =
         |kind, path: &Path| resolve_namespace(store, placement.sandbox.as_ref(), kind, path);
     let guest = rootfs::translate(&options.id, &bundle, &resolve)?;
-    let mut record = new_record(options, &bundle, &placement)?;
+    let cgroup = Cgroup::of(bundle.cgroups_path(), runtime.systemd_cgroup, &options.id)?;
+    let mut record = new_record(options, &bundle, &placement, &cgroup)?;
     store.save_container(&record)?;
     stopwatch.phase("validate");
 
     let mut poststop = Poststop::new(&bundle);
+    let pending_cgroup = PendingCgroup::new(cgroup.clone());
     let proxy = NewProxy::spawn(
         Some(&placement.netns),
         &Setup {
@@ -91,6 +94,7 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
             origin: stopwatch.origin(),
         },
     )?;
+    cgroup.add(proxy.identity())?;
     record.proxy = Some(proxy.identity());
     store.save_container(&record)?;
     stopwatch.phase("proxy");
@@ -101,16 +105,27 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
         sandbox,
     } = placement;
     let mut sandbox = match sandbox {
-        Some(sandbox) => PendingSandbox::join(sandbox, &options.id),
-        None => PendingSandbox::boot(
-            store,
-            &runtime.config,
-            &options.id,
-            &netns,
-            netns_path,
-            proxy.identity(),
-            size,
-        )?,
+        Some(sandbox) => {
+            sandbox.check_model(annotated_model(&annotations)?)?;
+            PendingSandbox::join(sandbox, &options.id)
+        }
+        None => {
+            let size = wanted.size;
+            let mut sandbox = PendingSandbox::boot(
+                store,
+                &runtime.config,
+                &options.id,
+                &netns,
+                netns_path,
+                proxy.identity(),
+                wanted,
+            )?;
+            sandbox.sandbox()?.enter(&cgroup)?;
+            if let Some(limits) = resources.filter(|_| !is_pod_sandbox(&annotations)) {
+                cgroup.limit(limits, size.memory_mib)?;
+            }
+            sandbox
+        }
     };
     stopwatch.phase("vmm_spawn");
 
@@ -153,6 +168,7 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
         }
     })?;
     sandbox.keep();
+    pending_cgroup.keep();
     poststop.disarm();
     reservation.keep();
     Ok(Created {
@@ -180,9 +196,7 @@ fn make_in_guest(
     let hostname = bundle.spec.hostname().as_deref().unwrap_or("hull");
     let mut agent = sandbox.agent(&runtime.config, hostname)?;
     stopwatch.phase("agent");
-    sandbox
-        .sandbox()?
-        .reconcile_network(netns, runtime.config.network_model, &mut agent)?;
+    sandbox.sandbox()?.reconcile_network(netns, &mut agent)?;
     stopwatch.phase("network");
     run_hooks(HookKind::CreateContainer, bundle, state, netns)?;
     let pid = agent.create_container(id, guest.spec.clone())?;
@@ -200,6 +214,7 @@ fn new_record(
     options: &CreateOptions,
     bundle: &Bundle,
     placement: &Placement,
+    cgroup: &Cgroup,
 ) -> Result<ContainerRecord, Error> {
     let hooks = bundle.hooks();
     let uid = Uid::effective();
@@ -223,6 +238,7 @@ fn new_record(
         lifecycle: Lifecycle::Creating,
         creator: Some(ProcessIdentity::own().map_err(ContainerError::OwnProcess)?),
         proxy: None,
+        cgroup: Some(cgroup.clone()),
         guest_pid: None,
         poststart: HookKind::Poststart.of(&hooks).to_vec(),
         poststop: HookKind::Poststop.of(&hooks).to_vec(),

@@ -40,7 +40,7 @@ pub fn start(runtime: &Runtime, id: &ContainerId) -> Result<(), Error> {
             id: record.sandbox_id.clone(),
         })?;
     let mut agent = sandbox.agent()?;
-    sandbox.reconcile_network(&netns, runtime.config.network_model, &mut agent)?;
+    sandbox.reconcile_network(&netns, &mut agent)?;
     stopwatch.phase("start_network");
     if sandbox.vcpus() > 1 {
         // Before the program runs: many size themselves by the CPUs that they find when they start.

@@ -14,7 +14,7 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessa
 use super::discover::{Address, Snapshot};
 use super::link::Link;
 use super::reconcile::NotCarried;
-use super::state::NicState;
+use super::state::{Model, NicState};
 
 /// How long the agent waits for a NIC that has just been attached.
 const NIC_WAIT_MS: u32 = 10_000;
@@ -101,7 +101,16 @@ fn interface(snapshot: &Snapshot, nic: &NicState, uplink: &Link) -> Interface {
             .collect(),
         up: uplink.is_up(),
         disable_ipv6: snapshot.without_ipv6.contains(&uplink.index),
+        no_arp: !does_arp(nic, uplink),
         ..Default::default()
+    }
+}
+
+/// Whether an uplink does ARP where hull has not kept it from doing so.
+fn does_arp(nic: &NicState, uplink: &Link) -> bool {
+    match nic.model {
+        Model::Bridge => nic.uplink.arp,
+        Model::Tc | Model::None => uplink.does_arp(),
     }
 }
 

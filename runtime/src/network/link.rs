@@ -1,7 +1,8 @@
 //! Links as the kernel describes them.
 
 use netlink_packet_route::link::{
-    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+    InfoData, InfoIpVlan, InfoKind, IpVlanMode, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
+    LinkMessage,
 };
 
 use super::mac::MacAddress;
@@ -18,8 +19,12 @@ pub(super) struct Link {
     pub(super) ethernet: bool,
     /// None for a physical NIC.
     pub(super) kind: Option<InfoKind>,
+    /// Of ipvlans only.
+    pub(super) ipvlan_mode: Option<IpVlanMode>,
     /// The index of the bridge, bond or VRF that it belongs to.
     pub(super) master: Option<u32>,
+    /// The index of the link of the same namespace that carries its frames, as a VLAN's parent does.
+    pub(super) lower: Option<u32>,
 }
 
 impl Link {
@@ -33,8 +38,12 @@ impl Link {
             flags: message.header.flags,
             ethernet: message.header.link_layer_type == LinkLayerType::Ether,
             kind: None,
+            ipvlan_mode: None,
             master: None,
+            lower: None,
         };
+        let mut related = None;
+        let mut related_is_elsewhere = false;
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
@@ -43,16 +52,39 @@ impl Link {
                 }
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
                 LinkAttribute::Controller(index) => link.master = Some(*index),
-                LinkAttribute::LinkInfo(infos) => {
-                    link.kind = infos.iter().find_map(|info| match info {
-                        LinkInfo::Kind(kind) => Some(kind.clone()),
-                        _ => None,
-                    });
-                }
+                LinkAttribute::Link(index) => related = Some(*index),
+                LinkAttribute::LinkNetNsId(_) => related_is_elsewhere = true,
+                LinkAttribute::LinkInfo(infos) => infos.iter().for_each(|info| link.inform(info)),
                 _ => {}
             }
         }
+        // Of other kinds it is something else: a veth's peer, for one.
+        link.lower = related.filter(|_| link.is_stacked() && !related_is_elsewhere);
         (!link.name.is_empty()).then_some(link)
+    }
+
+    fn inform(&mut self, info: &LinkInfo) {
+        match info {
+            LinkInfo::Kind(kind) => self.kind = Some(kind.clone()),
+            LinkInfo::Data(InfoData::IpVlan(values)) => {
+                self.ipvlan_mode = values.iter().find_map(|value| match value {
+                    InfoIpVlan::Mode(mode) => Some(*mode),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether its kind sends and receives through another link.
+    fn is_stacked(&self) -> bool {
+        use InfoKind::{IpVlan, IpVtap, MacVlan, MacVtap, Vlan};
+        matches!(self.kind, Some(Vlan | MacVlan | MacVtap | IpVlan | IpVtap))
+    }
+
+    /// Whether it takes the frames of every multicast group because somebody has said so.
+    pub(super) fn takes_all_groups(&self) -> bool {
+        self.flags.contains(LinkFlags::Allmulti)
     }
 
     pub(super) fn is_up(&self) -> bool {

@@ -1,5 +1,6 @@
 //! What is kept of a sandbox's network between commands, enough to undo it from a process that knows nothing else.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -12,13 +13,24 @@ use super::netns::NetnsId;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Model {
-    /// A bridge with tap and uplink as its ports. The uplink's MAC address moves to the guest.
+    /// A bridge with tap and uplink as its ports. The uplink's MAC address moves to the guest. Wanted of a sandbox, it
+    /// is for uplinks that it suits; the others are wired by [`Model::Tc`].
     #[default]
     Bridge,
     /// Packets are redirected from the uplink's ingress to the tap and back; the uplink stays as it is.
     Tc,
     /// No uplink is taken, whatever the namespace holds: the guest has its loopback interface only.
     None,
+}
+
+impl fmt::Display for Model {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Bridge => "bridge",
+            Self::Tc => "tc",
+            Self::None => "none",
+        })
+    }
 }
 
 /// The network of one sandbox.
@@ -77,6 +89,9 @@ pub struct UplinkState {
     pub mac: MacAddress,
     /// Whether it did ARP.
     pub arp: bool,
+    /// Whether it took the frames of every multicast group, where the model makes it do so.
+    #[serde(default)]
+    pub all_groups: Option<bool>,
     /// Its IPv6 settings that the model changes.
     #[serde(default)]
     pub ipv6: Vec<SavedSetting>,
@@ -150,6 +165,7 @@ mod tests {
                 ifindex: 2,
                 mac: MacAddress([2, 0x42, 0xac, 0x11, 0, 2]),
                 arp: true,
+                all_groups: None,
                 ipv6: vec![],
             },
             mtu: 1500,

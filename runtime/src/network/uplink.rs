@@ -1,5 +1,8 @@
 //! Which links of a namespace are the container's interfaces, and which of those a VM can have.
 
+use std::collections::HashSet;
+
+use netlink_packet_route::address::AddressScope;
 use netlink_packet_route::link::InfoKind;
 
 use super::discover::Snapshot;
@@ -42,11 +45,20 @@ impl<'a> Uplink<'a> {
     pub(super) fn inspect(
         netlink: &Netlink,
         links: &Links,
+        carriers: &HashSet<u32>,
         nics: &[NicState],
         wiring: &dyn Wiring,
         link: &'a Link,
     ) -> Result<Self, Refusal> {
         let unsuitable = |reason: String| Err(Refusal::Unsuitable(reason));
+        if let Some(lower) = link.lower.and_then(|index| links.indexed(index))
+            && !carriers.contains(&lower.index)
+        {
+            let name = &lower.name;
+            return unsuitable(format!(
+                "it is stacked on {name}, which has addresses and is given to the VM itself"
+            ));
+        }
         if let Some(vrf) = link.master.and_then(|index| links.indexed(index)) {
             return unsuitable(format!("it belongs to the VRF {}", vrf.name));
         }
@@ -74,11 +86,31 @@ impl<'a> Uplink<'a> {
 }
 
 /// The links that are the container's and have no NIC yet: not the loopback interface, not hull's own, and not behind
-/// another link.
-pub(super) fn without_nic<'a>(links: &'a Links, nics: &[NicState]) -> Vec<&'a Link> {
+/// another link, be it that they are ports of one or among its [`carriers`].
+pub(super) fn without_nic<'a>(
+    links: &'a Links,
+    carriers: &HashSet<u32>,
+    nics: &[NicState],
+) -> Vec<&'a Link> {
     let has_nic = |link: &Link| nics.iter().any(|nic| nic.uplink.ifindex == link.index);
     let of_container = links.0.iter().filter(|link| is_containers(links, link));
-    of_container.filter(|link| !has_nic(link)).collect()
+    of_container
+        .filter(|link| !carriers.contains(&link.index) && !has_nic(link))
+        .collect()
+}
+
+/// The indices of the links that are there only to carry others of the namespace: a VLAN's parent that has no address
+/// but those of its link.
+pub(super) fn carriers(netlink: &Netlink, links: &Links) -> Result<HashSet<u32>, Error> {
+    let mut carriers: HashSet<u32> = links.0.iter().filter_map(|link| link.lower).collect();
+    if !carriers.is_empty() {
+        for address in netlink.addresses()? {
+            if address.header.scope != AddressScope::Link {
+                carriers.remove(&address.header.index);
+            }
+        }
+    }
+    Ok(carriers)
 }
 
 fn is_containers(links: &Links, link: &Link) -> bool {

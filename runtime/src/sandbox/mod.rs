@@ -18,9 +18,10 @@ use std::time::Duration;
 use hull_vmm_protocol::config::{FsConfig, JAIL_SHARE, VmConfig, VsockConfig};
 
 use crate::agent_client::{AgentClient, AgentError};
-use crate::config::{Config, VmSize};
+use crate::cgroup::Cgroup;
+use crate::config::{Config, SandboxConfig, VmSize};
 use crate::container::{ContainerId, in_use};
-use crate::network::{Netns, NetworkState};
+use crate::network::{Model, Netns, NetworkState};
 use crate::process_identity::ProcessIdentity;
 use crate::rootfs::GUEST_SHARE;
 use crate::store::{Lock, SandboxRecord, Store, StoreError};
@@ -51,6 +52,16 @@ pub enum SandboxError {
     /// An interface of the network namespace cannot be given to the VM.
     #[error("{0}")]
     Uplink(String),
+    /// A container that joins the sandbox asks for another model than its network has.
+    #[error("sandbox {id} has the network model {has}, so a container in it cannot have {asked}")]
+    OtherModel {
+        /// The sandbox.
+        id: ContainerId,
+        /// The sandbox's model.
+        has: Model,
+        /// The container's.
+        asked: Model,
+    },
     /// The VM of the sandbox has ended.
     #[error("the VM of sandbox {id} is not running")]
     NotRunning {
@@ -99,15 +110,17 @@ impl Sandbox {
         id: &ContainerId,
         netns_path: Option<PathBuf>,
         holder: ProcessIdentity,
-        vcpus: u8,
+        wanted: &SandboxConfig,
     ) -> Result<Self, StoreError> {
         let lock = store.create_sandbox(id)?;
         let record = SandboxRecord {
             id: id.clone(),
             netns_path,
             netns_holder: holder,
+            network_options: wanted.network.clone(),
             network: NetworkState::default(),
-            vcpus,
+            vcpus: wanted.size.vcpus,
+            cgroup: None,
             vmm: None,
         };
         let sandbox = Self {
@@ -211,6 +224,21 @@ impl Sandbox {
         Ok(agent)
     }
 
+    /// Puts its VM into `cgroup`, which is the sandbox's to remove then.
+    ///
+    /// # Errors
+    /// The cgroup cannot be had, or the record not be written.
+    pub fn enter(&mut self, cgroup: &Cgroup) -> Result<(), crate::Error> {
+        cgroup.add(self.vmm()?)?;
+        self.record.cgroup = Some(cgroup.clone());
+        Ok(self.save()?)
+    }
+
+    /// Whether its VM is in `cgroup`.
+    pub fn is_in(&self, cgroup: &Cgroup) -> bool {
+        self.record.cgroup.as_ref() == Some(cgroup)
+    }
+
     /// Gives the VM the shared directory.
     fn attach_share_device(&self) -> Result<(), VmmError> {
         Control::connect(&self.directory())?.attach_fs(FsConfig {
@@ -256,6 +284,9 @@ impl Sandbox {
     /// Something cannot be undone, or a directory cannot be removed.
     pub fn end_and_remove(mut self) -> Result<(), crate::Error> {
         self.end_keeping(Keep::Nothing)?;
+        if let Some(cgroup) = &self.record.cgroup {
+            cgroup.remove()?;
+        }
         Ok(self.store.remove_sandbox(&self.record.id)?)
     }
 

@@ -8,13 +8,30 @@ use hull_agent_protocol::agent::SetNetworkRequest;
 
 use super::{Keep, Sandbox, SandboxError};
 use crate::agent_client::AgentClient;
-use crate::network::{self, Model, Netns, NetworkState, NotCarried, Options};
+use crate::network::{self, Model, Netns, NetworkState, NotCarried};
 use crate::vmm_process::Control;
 
 /// How long the guest may take to see a NIC that was just attached, in milliseconds.
 const NIC_LIMIT_MS: u32 = 20_000;
 
 impl Sandbox {
+    /// Checks that a container whose annotations choose `asked` can be in this sandbox: all its containers share one
+    /// network.
+    ///
+    /// # Errors
+    /// The sandbox has another model.
+    pub fn check_model(&self, asked: Option<Model>) -> Result<(), SandboxError> {
+        let has = self.record.network_options.model;
+        match asked {
+            Some(asked) if asked != has => Err(SandboxError::OtherModel {
+                id: self.record.id.clone(),
+                has,
+                asked,
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// Makes the network of VM and guest equal to what the network namespace holds now.
     ///
     /// # Errors
@@ -22,13 +39,8 @@ impl Sandbox {
     pub fn reconcile_network(
         &mut self,
         netns: &Netns,
-        model: Model,
         agent: &mut AgentClient,
     ) -> Result<(), crate::Error> {
-        let options = Options {
-            model,
-            queue_pairs: 1,
-        };
         let mut state = self.record.network.clone();
         let store = self.store.clone();
         let mut record = self.record.clone();
@@ -36,7 +48,12 @@ impl Sandbox {
             record.network = state.clone();
             store.save_sandbox(&record).map_err(io::Error::other)
         };
-        let answer = network::reconcile(netns, &options, &mut state, &mut persist);
+        let answer = network::reconcile(
+            netns,
+            &self.record.network_options,
+            &mut state,
+            &mut persist,
+        );
         // Also after a failure: the state names what is left to undo.
         self.record.network = state;
         let mut wanted = answer?;

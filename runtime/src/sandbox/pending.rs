@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::{Sandbox, SandboxError, share};
 use crate::agent_client::AgentClient;
-use crate::config::{Config, VmSize};
+use crate::config::{Config, SandboxConfig};
 use crate::container::ContainerId;
 use crate::network::Netns;
 use crate::process_identity::ProcessIdentity;
@@ -34,16 +34,16 @@ impl PendingSandbox {
         netns: &Netns,
         netns_path: Option<PathBuf>,
         holder: ProcessIdentity,
-        size: VmSize,
+        wanted: SandboxConfig,
     ) -> Result<Self, crate::Error> {
-        let sandbox = Sandbox::create(store, container, netns_path, holder, size.vcpus)?;
+        let sandbox = Sandbox::create(store, container, netns_path, holder, &wanted)?;
         let mut pending = Self {
             container: container.clone(),
             sandbox: Some(sandbox),
             starting: None,
             is_new: true,
         };
-        let starting = pending.sandbox()?.start_vmm(config, netns, size)?;
+        let starting = pending.sandbox()?.start_vmm(config, netns, wanted.size)?;
         pending.starting = Some(starting);
         Ok(pending)
     }

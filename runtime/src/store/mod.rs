@@ -314,7 +314,7 @@ fn make_directories(path: &Path) -> Result<(), StoreError> {
 pub(crate) mod tests_support {
     use super::{ContainerRecord, Lifecycle, SandboxRecord};
     use crate::container::ContainerId;
-    use crate::network::NetworkState;
+    use crate::network::{NetworkState, Options};
     use crate::process_identity::ProcessIdentity;
 
     pub(crate) fn record(id: &ContainerId) -> ContainerRecord {
@@ -330,6 +330,7 @@ pub(crate) mod tests_support {
             lifecycle: Lifecycle::Creating,
             creator: None,
             proxy: None,
+            cgroup: None,
             guest_pid: None,
             poststart: vec![],
             poststop: vec![],
@@ -345,8 +346,10 @@ pub(crate) mod tests_support {
                 pid: 1,
                 start_time: u64::MAX,
             },
+            network_options: Options::default(),
             network: NetworkState::default(),
             vcpus: 1,
+            cgroup: None,
             vmm: None,
         }
     }

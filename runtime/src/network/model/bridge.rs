@@ -14,46 +14,69 @@ use rtnetlink::LinkBridge;
 use super::super::error::Error;
 use super::super::link::{Link, Links};
 use super::super::netlink::Netlink;
-use super::super::state::NicState;
+use super::super::state::{Model, NicState};
 use super::super::sysctl;
 use super::{MAKE_TAP, Step, Wiring, Work, delete_own};
 
 pub(super) struct Bridge;
 
+/// Whether a link can be a port of hull's bridge: its MAC address is its own, may be changed and put back without
+/// anything else having noticed, and it lets frames for any other pass. For the rest:
+///
+/// - a physical NIC goes back to the host with the MAC address that it has when the namespace dies;
+/// - a VLAN's and a bond's MAC address is that of the link below, which it stops following once it was set;
+/// - a macvlan receives nothing for another MAC address than its own;
+/// - an ipvlan has its parent's MAC address and cannot change it;
+/// - a bridge cannot be the port of another;
+/// - and what is unknown here is better left as it is.
+pub(super) fn suits(link: &Link) -> bool {
+    use InfoKind::{Dummy, Geneve, GreTap, GreTap6, Tun, Veth, Vxlan};
+    matches!(
+        link.kind,
+        Some(Veth | Tun | Dummy | Vxlan | Geneve | GreTap | GreTap6)
+    )
+}
+
 impl Wiring for Bridge {
-    fn objection(&self, _: &Netlink, link: &Link) -> Result<Option<&'static str>, Error> {
-        Ok(match link.kind {
-            Some(InfoKind::Bridge) => Some("a bridge cannot be the port of another"),
-            Some(InfoKind::MacVlan | InfoKind::MacVtap) => {
-                Some("a macvlan receives nothing for another MAC address; use the tc model")
-            }
-            Some(InfoKind::IpVlan | InfoKind::IpVtap) => {
-                Some("an ipvlan cannot change its MAC address; use the tc model")
-            }
-            _ => None,
-        })
+    fn model(&self) -> Model {
+        Model::Bridge
+    }
+
+    fn objection(&self, _: &Netlink, _: &Link) -> Result<Option<&'static str>, Error> {
+        Ok(None)
     }
 
     fn ipv6_settings(&self) -> &'static [&'static str] {
         ANNOUNCING
     }
 
+    /// A port of a bridge receives everything.
+    fn opens_multicast_filter(&self, _: &Link) -> bool {
+        false
+    }
+
     fn steps(&self) -> &'static [Step] {
         STEPS
     }
 
-    fn is_intact(&self, nic: &NicState, uplink: &Link, links: &Links) -> bool {
+    fn is_intact(
+        &self,
+        _: &Netlink,
+        nic: &NicState,
+        uplink: &Link,
+        links: &Links,
+    ) -> Result<bool, Error> {
         let bridge = links.named(&nic.bridge_name());
         let tap = links.named(&nic.tap_name());
         let (Some(bridge), Some(tap)) = (bridge, tap) else {
-            return false;
+            return Ok(false);
         };
-        uplink.master == Some(bridge.index)
+        Ok(uplink.master == Some(bridge.index)
             && tap.master == Some(bridge.index)
             && uplink.mac == Some(nic.assigned_mac())
             && !uplink.does_arp()
             && bridge.is_up()
-            && tap.is_up()
+            && tap.is_up())
     }
 }
 

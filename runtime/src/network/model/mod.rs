@@ -15,17 +15,29 @@ use super::{sysctl, tap};
 
 /// A way to wire uplinks.
 pub(super) trait Wiring: Sync {
-    /// Why an Ethernet link cannot be wired in this way; nothing if it can.
+    /// The model that it is.
+    fn model(&self) -> Model;
+
+    /// Why an Ethernet link that it was chosen for ([`suited`]) cannot be wired so; nothing if it can.
     fn objection(&self, netlink: &Netlink, link: &Link) -> Result<Option<&'static str>, Error>;
 
     /// IPv6 settings of the uplink that the steps change.
     fn ipv6_settings(&self) -> &'static [&'static str];
 
+    /// Whether the steps make the uplink take the frames of every multicast group.
+    fn opens_multicast_filter(&self, link: &Link) -> bool;
+
     /// What is to be done, in this order.
     fn steps(&self) -> &'static [Step];
 
     /// Whether everything that the steps made for `nic` is there and in its place.
-    fn is_intact(&self, nic: &NicState, uplink: &Link, links: &Links) -> bool;
+    fn is_intact(
+        &self,
+        netlink: &Netlink,
+        nic: &NicState,
+        uplink: &Link,
+        links: &Links,
+    ) -> Result<bool, Error>;
 }
 
 /// The wiring of a model; nothing for [`Model::None`].
@@ -34,6 +46,14 @@ pub(super) fn wiring(model: Model) -> Option<&'static dyn Wiring> {
         Model::Bridge => Some(&bridge::Bridge),
         Model::Tc => Some(&tc::Tc),
         Model::None => None,
+    }
+}
+
+/// The wiring of an uplink in a sandbox of a model; nothing for [`Model::None`].
+pub(super) fn suited(model: Model, uplink: &Link) -> Option<&'static dyn Wiring> {
+    match model {
+        Model::Bridge if !bridge::suits(uplink) => wiring(Model::Tc),
+        model => wiring(model),
     }
 }
 

@@ -51,14 +51,24 @@ impl Lab {
                  ip link set {peer} up"
             ),
         );
-        // Carrier and link-local address come a moment later.
+        run(&self.pod, &format!("ip link set {uplink} up"));
+        self.settle();
+    }
+
+    /// Waits until the kernel has done what it does by itself in the pod once a link is up: the carrier is noticed, and a
+    /// work queue then makes the link-local address, judges it, and enters its route. Whoever looks before that sees
+    /// the namespace change without a hand in it.
+    pub(super) fn settle(&self) {
         run(
             &self.pod,
-            &format!(
-                "ip link set {uplink} up
-                 until ip link show {uplink} | grep -q 'state UP' &&
-                     ip address show {uplink} | grep -q 'fe80:.*'; do sleep 0.01; done"
-            ),
+            "ip -oneline link show up | sed 's/^[0-9]*: //; s/[@:].*//' | while read link; do
+                 ip link show dev $link | grep -q LOWER_UP || continue
+                 ip link show dev $link | grep -q ',SLAVE,' && continue
+                 until ip link show dev $link | grep -Eq 'state (UP|UNKNOWN)'; do sleep 0.01; done
+                 [ $link != lo ] && [ $(cat /proc/sys/net/ipv6/conf/$link/disable_ipv6) = 0 ] || continue
+                 until address=$(ip -6 -brief address show dev $link scope link -tentative | grep -o 'fe80:[^/]*') &&
+                     ip -6 route show table local dev $link | grep -q $address; do sleep 0.01; done
+             done",
         );
     }
 
@@ -129,7 +139,7 @@ impl Lab {
     pub(super) fn pod_as_seen(&self) -> String {
         run(
             &self.pod,
-            "ip -details link | grep -v 'altname'
+            "ip -details link | grep -v 'altname' | sed 's/_timer *[0-9.]*//g'
              ip address | grep -v valid_lft
              ip route show table all | sort
              ip -6 route show table all | sort
@@ -144,6 +154,19 @@ impl Lab {
              cat /proc/sys/net/bridge/bridge-nf-call-* 2>&1 || true",
         )
     }
+}
+
+/// Asserts that the pod is as [`Lab::pod_as_seen`] gave it before; `place` says where that is not so.
+#[track_caller]
+pub(super) fn assert_as_before(lab: &Lab, before: &str, place: &str) {
+    let after = lab.pod_as_seen();
+    let gone = before.lines().filter(|line| !after.contains(*line));
+    let new = after.lines().filter(|line| !before.contains(*line));
+    let changes: Vec<String> = gone
+        .map(|line| format!("- {line}"))
+        .chain(new.map(|line| format!("+ {line}")))
+        .collect();
+    assert!(after == before, "{place}: {changes:#?}");
 }
 
 fn path(netns: &Netns) -> String {

@@ -3,6 +3,7 @@
 
 mod bridge;
 mod discovery;
+mod kinds;
 mod lab;
 mod rollback;
 mod tc;

@@ -43,27 +43,13 @@ fn an_uplink_with_an_ingress_qdisc_is_refused() {
 }
 
 #[test]
-fn a_macvlan_is_wired_by_tc_and_refused_by_bridge() {
+fn when_the_redirection_is_taken_away_it_is_made_anew() {
     let mut lab = Lab::with_eth0();
-    let pod = lab.pod_path();
-    run(
-        &lab.host,
-        &format!(
-            "ip link add parent0 type veth peer name parent1
-             ip link set parent0 up
-             ip link add link parent0 name macvlan0 address 02:42:0a:00:00:03 netns {pod} type macvlan mode bridge"
-        ),
-    );
-    run(&lab.pod, "ip link set macvlan0 up");
-    let refused = lab.reconcile(Model::Bridge);
-    assert!(
-        matches!(&refused.not_carried[..], [NotCarried::Uplink { name, .. }] if name == "macvlan0"),
-        "{:?}",
-        refused.not_carried
-    );
-    drop(refused);
-    lab.undo();
-    let taken = lab.reconcile(Model::Tc);
-    assert_eq!(taken.not_carried, []);
-    assert_eq!(taken.attach.len(), 2);
+    let first = lab.reconcile(Model::Tc);
+    run(&lab.pod, "tc qdisc del dev eth0 ingress");
+    let second = lab.reconcile(Model::Tc);
+    assert_eq!((second.detach.len(), second.attach.len()), (1, 1));
+    drop(first);
+    let third = lab.reconcile(Model::Tc);
+    assert!(third.detach.is_empty() && third.attach.is_empty());
 }

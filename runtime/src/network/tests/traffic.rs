@@ -6,7 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::super::{Model, Netns, NewNic};
+use super::super::{MacAddress, Model, Netns, NewNic};
+use super::kinds::KINDS;
 use super::lab::{Lab, run};
 
 const VNET_HEADER: [u8; 12] = [0; 12];
@@ -18,16 +19,22 @@ const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 const LONG: Duration = Duration::from_secs(5);
 
 /// The guest's end of a tap.
-struct Guest(File);
+struct Guest {
+    tap: File,
+    mac: [u8; 6],
+}
 
 impl Guest {
     fn new(mut nic: NewNic) -> Self {
-        Self(nic.taps.remove(0).into())
+        Self {
+            tap: nic.taps.remove(0).into(),
+            mac: nic.config.mac.parse::<MacAddress>().unwrap().0,
+        }
     }
 
     fn send(&mut self, frame: &[u8]) {
         let packet = [&VNET_HEADER, frame].concat();
-        assert_eq!(self.0.write(&packet).unwrap(), packet.len());
+        assert_eq!(self.tap.write(&packet).unwrap(), packet.len());
     }
 
     /// The first frame that `wanted` takes, without its virtio-net header.
@@ -35,7 +42,7 @@ impl Guest {
         let deadline = Instant::now() + LONG;
         let mut packet = vec![0; 65_536 + VNET_HEADER.len()];
         while Instant::now() < deadline {
-            match self.0.read(&mut packet) {
+            match self.tap.read(&mut packet) {
                 Ok(length) if wanted(&packet[VNET_HEADER.len()..length]) => {
                     return Some(packet[VNET_HEADER.len()..length].to_vec());
                 }
@@ -54,17 +61,12 @@ fn ethernet(to: [u8; 6], from: [u8; 6], kind: [u8; 2], payload: &[u8]) -> Vec<u8
     [&to[..], &from, &kind, payload].concat()
 }
 
-fn arp_reply(request: &[u8]) -> Vec<u8> {
+fn arp_reply(mac: [u8; 6], request: &[u8]) -> Vec<u8> {
     let (asker_mac, asker_ip) = (&request[22..28], &request[28..32]);
     let asked_ip = &request[38..42];
     let head = [0, 1, 8, 0, 6, 4, 0, 2];
-    let arp = [&head[..], &GUEST_MAC, asked_ip, asker_mac, asker_ip].concat();
-    ethernet(
-        asker_mac.try_into().unwrap(),
-        GUEST_MAC,
-        ETHERTYPE_ARP,
-        &arp,
-    )
+    let arp = [&head[..], &mac, asked_ip, asker_mac, asker_ip].concat();
+    ethernet(asker_mac.try_into().unwrap(), mac, ETHERTYPE_ARP, &arp)
 }
 
 fn ipv4(protocol: u8, from: [u8; 4], to: [u8; 4], payload: &[u8]) -> Vec<u8> {
@@ -99,32 +101,57 @@ fn socket_on(netns: &Netns, address: &str) -> UdpSocket {
 }
 
 #[test]
-fn a_datagram_goes_to_the_guest_and_back() {
-    for model in [Model::Bridge, Model::Tc] {
-        let mut lab = Lab::with_eth0();
-        let mut guest = Guest::new(lab.reconcile(model).attach.remove(0));
+fn a_datagram_goes_to_the_guest_and_back_over_every_kind_of_uplink() {
+    for kind in KINDS {
+        let Some(peer) = kind.peer else { continue };
+        for model in [Model::Bridge, Model::Tc] {
+            let Some(lab) = kind.lab() else { break };
+            run(&lab.host, &format!("ip address add 10.0.0.1/24 dev {peer}"));
+            there_and_back(lab, model);
+        }
+    }
+}
+
+fn there_and_back(mut lab: Lab, model: Model) {
+    let mut guest = Guest::new(lab.reconcile(model).attach.remove(0));
+    let socket = socket_on(&lab.host, "10.0.0.1");
+    socket.send_to(b"ping", ("10.0.0.2", 8888)).unwrap();
+
+    let request = guest
+        .receive(|frame| frame[12..14] == ETHERTYPE_ARP)
+        .unwrap();
+    assert_eq!(request[38..42], [10, 0, 0, 2]);
+    guest.send(&arp_reply(guest.mac, &request));
+    let datagram = guest.receive(|frame| frame.ends_with(b"ping")).unwrap();
+    assert_eq!(datagram[..6], guest.mac);
+
+    let host_mac: [u8; 6] = datagram[6..12].try_into().unwrap();
+    // From port 8888 to 7777, without checksum.
+    let udp = [&[0x22, 0xb8, 0x1e, 0x61, 0, 12, 0, 0][..], b"pong"].concat();
+    let packet = ipv4(17, [10, 0, 0, 2], [10, 0, 0, 1], &udp);
+    guest.send(&ethernet(host_mac, guest.mac, ETHERTYPE_IPV4, &packet));
+    let mut answer = [0; 16];
+    let (length, from) = socket.recv_from(&mut answer).unwrap();
+    assert_eq!(&answer[..length], b"pong");
+    assert_eq!(from.ip(), Ipv4Addr::new(10, 0, 0, 2));
+    let neighbours = run(&lab.host, "ip neighbour show to 10.0.0.2");
+    let mac = MacAddress(guest.mac).to_string();
+    assert!(neighbours.contains(&mac), "{mac}: {neighbours}");
+}
+
+#[test]
+fn frames_for_any_multicast_group_reach_the_guest() {
+    for kind in KINDS {
+        let Some(peer) = kind.peer else { continue };
+        let Some(mut lab) = kind.lab() else { continue };
+        run(&lab.host, &format!("ip address add 10.0.0.1/24 dev {peer}"));
+        let mut guest = Guest::new(lab.reconcile(Model::Bridge).attach.remove(0));
         let socket = socket_on(&lab.host, "10.0.0.1");
-        socket.send_to(b"ping", ("10.0.0.2", 8888)).unwrap();
-
-        let request = guest
-            .receive(|frame| frame[12..14] == ETHERTYPE_ARP)
-            .unwrap();
-        assert_eq!(request[38..42], [10, 0, 0, 2]);
-        guest.send(&arp_reply(&request));
-        let datagram = guest.receive(|frame| frame.ends_with(b"ping")).unwrap();
-        assert_eq!(datagram[..6], GUEST_MAC, "{model:?}");
-
-        let host_mac: [u8; 6] = datagram[6..12].try_into().unwrap();
-        // From port 8888 to 7777, without checksum.
-        let udp = [&[0x22, 0xb8, 0x1e, 0x61, 0, 12, 0, 0][..], b"pong"].concat();
-        let packet = ipv4(17, [10, 0, 0, 2], [10, 0, 0, 1], &udp);
-        guest.send(&ethernet(host_mac, GUEST_MAC, ETHERTYPE_IPV4, &packet));
-        let mut answer = [0; 16];
-        let (length, from) = socket.recv_from(&mut answer).unwrap();
-        assert_eq!(&answer[..length], b"pong");
-        assert_eq!(from.ip(), Ipv4Addr::new(10, 0, 0, 2));
-        let neighbours = run(&lab.host, "ip neighbour");
-        assert!(neighbours.contains("02:42:0a:00:00:02"), "{neighbours}");
+        // Of mDNS, which nobody in the namespace has joined.
+        socket.send_to(b"group", ("224.0.0.251", 5353)).unwrap();
+        let frame = guest.receive(|frame| frame.ends_with(b"group"));
+        let frame = frame.unwrap_or_else(|| panic!("{}", kind.name));
+        assert_eq!(frame[..6], [1, 0, 0x5e, 0, 0, 0xfb]);
     }
 }
 
@@ -134,13 +161,13 @@ fn only_the_guest_answers_arp_and_neighbour_solicitations() {
         let mut lab = Lab::with_eth0();
         let v4 = socket_on(&lab.host, "10.0.0.1");
         let v6 = socket_on(&lab.host, "fd00::1");
-        let ask = || {
+        let ask = |lab: &Lab| {
             run(&lab.host, "ip neighbour flush all");
             v4.send_to(b"4", ("10.0.0.2", 8888)).unwrap();
             v6.send_to(b"6", ("fd00::2", 8888)).unwrap();
         };
         // Without hull the namespace does answer, so that silence means something below.
-        ask();
+        ask(&lab);
         sleep(Duration::from_millis(200));
         let known = run(&lab.host, "ip neighbour show dev veth0");
         assert_eq!(
@@ -149,21 +176,8 @@ fn only_the_guest_answers_arp_and_neighbour_solicitations() {
             "{known}"
         );
 
-        let reconciled = {
-            let kept = lab.kept.clone();
-            super::super::reconcile(
-                &lab.pod,
-                &super::lab::options(model),
-                &mut lab.state,
-                &mut |state| {
-                    *kept.lock().unwrap() = state.clone();
-                    Ok(())
-                },
-            )
-            .unwrap()
-        };
-        let mut guest = Guest::new(reconciled.attach.into_iter().next().unwrap());
-        ask();
+        let mut guest = Guest::new(lab.reconcile(model).attach.remove(0));
+        ask(&lab);
         assert!(
             guest
                 .receive(|frame| frame[12..14] == ETHERTYPE_ARP)
@@ -185,7 +199,7 @@ fn the_namespaces_own_stack_answers_no_packet_and_sends_no_arp() {
     let mut guest = Guest::new(lab.reconcile(Model::Bridge).attach.remove(0));
     let bridge_mac = run(&lab.pod, "ip -brief link show hull-br0");
     let bridge_mac = bridge_mac.split_whitespace().nth(2).unwrap();
-    let bridge_mac: super::super::MacAddress = bridge_mac.parse().unwrap();
+    let bridge_mac: MacAddress = bridge_mac.parse().unwrap();
     let mut echo = vec![8, 0, 0, 0, 0, 1, 0, 1];
     let sum = checksum(&echo);
     echo[2..4].copy_from_slice(&sum);

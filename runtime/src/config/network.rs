@@ -1,0 +1,85 @@
+//! How a sandbox's network is wired: as the configuration says, or the annotations of its first container.
+
+use std::collections::HashMap;
+
+use serde::Deserialize;
+use serde::de::IntoDeserializer;
+
+use super::{Config, ConfigError};
+use crate::network::{Model, Options};
+
+/// The annotation that chooses the model.
+const MODEL: &str = "dev.hull.network.model";
+
+/// What is wanted of the network of a sandbox that is made for a container with these annotations.
+///
+/// # Errors
+/// See [`annotated_model`].
+pub(super) fn options(
+    config: &Config,
+    annotations: &HashMap<String, String>,
+) -> Result<Options, ConfigError> {
+    Ok(Options {
+        model: annotated_model(annotations)?.unwrap_or(config.network_model),
+        queue_pairs: 1,
+    })
+}
+
+/// The model that annotations choose; none if they do not.
+///
+/// # Errors
+/// They choose one that there is not.
+pub fn annotated_model(
+    annotations: &HashMap<String, String>,
+) -> Result<Option<Model>, ConfigError> {
+    let Some(name) = annotations.get(MODEL) else {
+        return Ok(None);
+    };
+    let text = IntoDeserializer::<serde::de::value::Error>::into_deserializer(name.as_str());
+    let model = Model::deserialize(text).map_err(|_| ConfigError::Value {
+        name: MODEL,
+        value: name.clone(),
+        expected: "bridge, tc or none is expected",
+    })?;
+    Ok(Some(model))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::file::ConfigFile;
+    use super::*;
+
+    fn model(file: &str, annotation: Option<&str>) -> Result<Model, ConfigError> {
+        let file = ConfigFile::parse(Path::new("c.toml"), file)?;
+        let config = Config::resolve(file, Path::new("/usr"))?;
+        let annotations = annotation.map(|name| (MODEL.to_owned(), name.to_owned()));
+        Ok(options(&config, &annotations.into_iter().collect())?.model)
+    }
+
+    #[test]
+    fn an_annotation_overrides_the_configuration() {
+        assert_eq!(model("", None).unwrap(), Model::Bridge);
+        assert_eq!(model("[network]\nmodel = 'tc'", None).unwrap(), Model::Tc);
+        for (name, chosen) in [
+            ("bridge", Model::Bridge),
+            ("tc", Model::Tc),
+            ("none", Model::None),
+        ] {
+            let file = "[network]\nmodel = 'tc'";
+            assert_eq!(model(file, Some(name)).unwrap(), chosen);
+        }
+    }
+
+    #[test]
+    fn a_model_that_there_is_not_is_refused_by_name() {
+        for name in ["", "Bridge", "macvtap", "bridge "] {
+            let error = model("", Some(name)).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!("dev.hull.network.model is {name:?}: bridge, tc or none is expected")
+            );
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! What a container asks of the sandbox that is made for it.
+
+use std::collections::HashMap;
+
+use oci_spec::runtime::LinuxResources;
+
+use super::sizing::{VmSize, host_memory_mib};
+use super::{Config, ConfigError, network};
+use crate::network::Options;
+
+/// A sandbox that is to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SandboxConfig {
+    /// The size of its VM.
+    pub size: VmSize,
+    /// Its network.
+    pub network: Options,
+}
+
+impl SandboxConfig {
+    /// What the configuration, the annotations and the limits of a sandbox's first container ask for.
+    ///
+    /// # Errors
+    /// An annotation makes no sense.
+    pub fn of(
+        config: &Config,
+        annotations: &HashMap<String, String>,
+        resources: Option<&LinuxResources>,
+    ) -> Result<Self, ConfigError> {
+        Ok(Self {
+            size: VmSize::of(config, annotations, resources, host_memory_mib())?,
+            network: network::options(config, annotations)?,
+        })
+    }
+}
