@@ -315,13 +315,7 @@ fn devices_are_attached_and_detached_and_wrong_calls_refused() {
         kind(attach("fs1", "hull", sandbox.path("none"))),
         FailureKind::Host
     );
-    let net = |mac: &str| {
-        Request::AttachNet(NetConfig {
-            id: "n0".to_owned(),
-            mac: mac.to_owned(),
-            mtu: 1500,
-        })
-    };
+    let net = |mac: &str| Request::AttachNet(NetConfig::new("n0".to_owned(), mac.to_owned(), 1500));
     assert_eq!(
         kind(client.call(&net("02:00:00:00:00:01"), &[])),
         FailureKind::Invalid
@@ -341,11 +335,24 @@ fn devices_are_attached_and_detached_and_wrong_calls_refused() {
     assert_eq!(detach("fs0").unwrap(), Response::Done);
     assert_eq!(kind(detach("fs0")), FailureKind::NotFound);
     assert_eq!(kind(detach("console")), FailureKind::Invalid);
-    // The slot is free again; 27 devices fit, and the machine goes on when the bus is full.
-    for index in 0..27 {
-        attach(&format!("fs{index}"), "hull", share.clone()).unwrap();
+    // The place is free again; 27 slots of eight functions fit, and the machine goes on when the bus is full.
+    for index in 0..27 * 8 {
+        let attached = attach(&format!("fs{index}"), "hull", share.clone()).unwrap();
+        let pci_address = format!("0000:00:{:02x}.{}", 5 + index / 8, index % 8);
+        assert_eq!(attached, Response::Attached { pci_address });
     }
-    assert_eq!(kind(attach("fs27", "hull", share)), FailureKind::Exhausted);
+    assert_eq!(
+        kind(attach("full", "hull", share.clone())),
+        FailureKind::Exhausted
+    );
+    // One of a slot goes, the first or another, and the others stay.
+    for id in ["fs64", "fs67"] {
+        assert_eq!(detach(id).unwrap(), Response::Done);
+        let attached = attach("again", "hull", share.clone()).unwrap();
+        let pci_address = format!("0000:00:0d.{}", if id == "fs64" { 0 } else { 3 });
+        assert_eq!(attached, Response::Attached { pci_address });
+        assert_eq!(detach("again").unwrap(), Response::Done);
+    }
     assert_eq!(client.call(&Request::Stop, &[]).unwrap(), Response::Done);
     assert_eq!(process.exit_code(), 0);
 }

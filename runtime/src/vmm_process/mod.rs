@@ -288,7 +288,10 @@ impl Control {
             .map_err(|error| call_error(call, error))?;
         match answer {
             Response::Attached { pci_address } => tracing::debug!(call, pci_address, "device"),
-            Response::Done | Response::Status(_) | Response::ConsoleTail { .. } => {}
+            Response::Done
+            | Response::NetCounters { .. }
+            | Response::Status(_)
+            | Response::ConsoleTail { .. } => {}
             Response::Failed(failure) => return Err(call_error(call, failure.into())),
         }
         Ok(())

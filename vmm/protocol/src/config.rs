@@ -65,6 +65,41 @@ pub struct NetConfig {
     pub mac: String,
     /// Told to the driver (VIRTIO_NET_F_MTU).
     pub mtu: u16,
+    /// The host's kernel moves the packets (vhost-net). After the descriptors of the tap come as many of
+    /// `/dev/vhost-net`, each opened for this device alone.
+    #[serde(default)]
+    pub vhost: bool,
+    /// A bound on what the guest receives. The VMM moves the packets then: not with `vhost`.
+    #[serde(default)]
+    pub receive_limit: Option<RateLimit>,
+    /// A bound on what the guest sends; likewise.
+    #[serde(default)]
+    pub send_limit: Option<RateLimit>,
+}
+
+impl NetConfig {
+    /// A device whose packets the VMM moves, as fast as it can.
+    #[must_use]
+    pub fn new(id: String, mac: String, mtu: u16) -> Self {
+        Self {
+            id,
+            mac,
+            mtu,
+            vhost: false,
+            receive_limit: None,
+            send_limit: None,
+        }
+    }
+}
+
+/// A token bucket, in bytes of Ethernet frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimit {
+    /// How fast it fills, at least 1.
+    pub bytes_per_second: u64,
+    /// How much it holds, at least 1: what may pass at once after a pause.
+    pub burst_bytes: u64,
 }
 
 /// A virtio-fs device.

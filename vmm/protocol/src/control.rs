@@ -14,7 +14,8 @@ pub const MAX_FDS: usize = 32;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
-    /// Adds a virtio-net device. Descriptors: its tap, one for each queue pair.
+    /// Adds a virtio-net device. Descriptors: its tap, one for each queue pair; with [`NetConfig::vhost`] then as many
+    /// of `/dev/vhost-net`.
     AttachNet(NetConfig),
     /// Adds a virtio-fs device.
     AttachFs(FsConfig),
@@ -23,6 +24,8 @@ pub enum Request {
         /// The device's id.
         id: String,
     },
+    /// Asks what has passed through the NICs.
+    NetCounters,
     /// Asks how the machine is.
     Status,
     /// Asks for the last bytes of the console, at most as many, as lossy UTF-8.
@@ -45,6 +48,11 @@ pub enum Response {
     },
     /// Done, and there is nothing to say.
     Done,
+    /// The answer to [`Request::NetCounters`].
+    NetCounters {
+        /// All NICs, in order of their PCI address.
+        nics: Vec<NicCounters>,
+    },
     /// The answer to [`Request::Status`].
     Status(VmStatus),
     /// The answer to [`Request::ConsoleTail`].
@@ -93,4 +101,39 @@ pub struct VmStatus {
     pub exits: u64,
     /// The ids of the attached devices, in order of their PCI address.
     pub devices: Vec<String>,
+}
+
+/// What has passed through one NIC.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NicCounters {
+    /// The device's id.
+    pub id: String,
+    /// Pairs of queues that the driver can use.
+    pub queue_pairs: u16,
+    /// None if the host's kernel moves the packets (vhost-net), which the VMM does not see: the counters of the tap,
+    /// with receiving and sending exchanged, are the NIC's then.
+    pub passed: Option<NicTraffic>,
+}
+
+/// What the VMM has moved since a NIC was attached, also across resets by its driver.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NicTraffic {
+    /// What the guest received.
+    pub received: TrafficCounters,
+    /// What the guest sent.
+    pub sent: TrafficCounters,
+}
+
+/// Counters of one direction. They only grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrafficCounters {
+    /// Frames that passed. One that segmentation offload has left whole counts once.
+    pub packets: u64,
+    /// Their bytes, from the Ethernet header on.
+    pub bytes: u64,
+    /// Frames that were lost: malformed, too large for the other side, or refused by it.
+    pub dropped: u64,
 }

@@ -14,6 +14,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+use crate::devices::pci::root::Address;
 use crate::machine::Machine;
 use crate::machine::console_log::TAIL;
 use crate::machine::devices::DeviceError;
@@ -104,6 +105,9 @@ fn answer(machine: &mut Machine, call: Call) -> Response {
         Request::AttachNet(config) => machine.devices.attach_net(&config, fds).map(attached),
         Request::AttachFs(config) => machine.devices.attach_fs(&config).map(attached),
         Request::Detach { id } => machine.devices.detach(&id).map(|()| Response::Done),
+        Request::NetCounters => Ok(Response::NetCounters {
+            nics: machine.devices.net_counters(),
+        }),
         Request::Status => Ok(Response::Status(machine.status())),
         Request::ConsoleTail { max_bytes } => {
             let max = usize::try_from(max_bytes).map_or(TAIL, |max| max.min(TAIL));
@@ -121,9 +125,9 @@ fn answer(machine: &mut Machine, call: Call) -> Response {
     result.unwrap_or_else(|error| Response::Failed(failure(&error)))
 }
 
-fn attached(slot: crate::devices::pci::root::Slot) -> Response {
+fn attached(address: Address) -> Response {
     Response::Attached {
-        pci_address: slot.to_string(),
+        pci_address: address.to_string(),
     }
 }
 

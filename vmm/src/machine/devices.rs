@@ -7,15 +7,23 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use hull_vmm_protocol::config::{FsConfig, NetConfig};
-use hull_vmm_protocol::control::FailureKind;
+use hull_vmm_protocol::control::{FailureKind, NicCounters};
 
 use crate::devices::pci::host::PciHost;
-use crate::devices::pci::root::{AttachError, PciRoot, Slot};
+use crate::devices::pci::root::{Address, AttachError, PciRoot};
 use crate::devices::virtio::device::VirtioDevice;
 use crate::devices::virtio::fs::device::{Fs, FsError};
-use crate::devices::virtio::net::device::{Net, NetError};
+use crate::devices::virtio::net::counters::Counters;
+use crate::devices::virtio::net::device::{Limits, Net, NetError};
 use crate::devices::virtio::pci::function::VirtioPciFunction;
 use crate::memory::SharedMemory;
+
+/// Interrupt vectors up to which each queue of a new device has its own; from there on the queues of a device share
+/// one. A Linux guest with a single CPU has some 180, and a device whose driver gets none does not work: with this
+/// bound 64 NICs of any number of queues do.
+const OWN_VECTORS: u16 = 64;
+/// One for all queues, and one for the configuration.
+const SHARED_VECTORS: u16 = 2;
 
 /// Why a device is not attached or detached.
 #[derive(Debug, thiserror::Error)]
@@ -61,12 +69,16 @@ impl DeviceError {
             Self::Exists(_) => FailureKind::Exists,
             Self::NotFound(_) => FailureKind::NotFound,
             Self::Permanent(_) | Self::Value { .. } => FailureKind::Invalid,
-            Self::Net(NetError::Pairs(_) | NetError::Mac(_) | NetError::Mtu(_)) => {
-                FailureKind::Invalid
-            }
+            Self::Net(
+                NetError::Pairs(_)
+                | NetError::Mac(_)
+                | NetError::Mtu(_)
+                | NetError::VhostPairs { .. }
+                | NetError::VhostWithLimit,
+            ) => FailureKind::Invalid,
             Self::Fs(FsError::TagLength(_)) => FailureKind::Invalid,
             Self::Bus(_) => FailureKind::Exhausted,
-            Self::Net(NetError::Tap(_))
+            Self::Net(NetError::Tap(_) | NetError::Vhost(_))
             | Self::Fs(FsError::Directory { .. } | FsError::Proc(_))
             | Self::Interrupts(_) => FailureKind::Host,
         }
@@ -74,8 +86,18 @@ impl DeviceError {
 }
 
 struct Attached {
-    slot: Slot,
+    address: Address,
     permanent: bool,
+    /// Interrupt vectors that its driver can choose from.
+    vectors: u16,
+    /// What callers can ask of it, if it is a NIC.
+    nic: Option<Nic>,
+}
+
+/// What callers can ask of a NIC.
+struct Nic {
+    pairs: u16,
+    counters: Option<Arc<Counters>>,
 }
 
 /// The devices.
@@ -107,32 +129,44 @@ impl Devices {
         id: &str,
         device: Box<dyn VirtioDevice>,
     ) -> Result<(), DeviceError> {
-        self.attach(id, device, true).map(|_| ())
+        self.attach(id, device, None, true).map(|_| ())
     }
 
-    /// Attaches a virtio-net device on `taps`, one for each queue pair; says where it is.
+    /// Attaches a virtio-net device on the descriptors of a tap, one for each queue pair, and as many of vhost-net
+    /// after them if the configuration says so; says where it is.
     ///
     /// # Errors
     /// See [`DeviceError`].
     pub fn attach_net(
         &mut self,
         config: &NetConfig,
-        taps: Vec<OwnedFd>,
-    ) -> Result<Slot, DeviceError> {
+        mut descriptors: Vec<OwnedFd>,
+    ) -> Result<Address, DeviceError> {
         self.check_id(&config.id)?;
         let mac = parse_mac(&config.mac)?;
-        let device = Net::new(mac, config.mtu, taps)?;
-        self.attach(&config.id, Box::new(device), false)
+        let limits = limits(config)?;
+        let vhosts = config
+            .vhost
+            .then(|| descriptors.split_off(descriptors.len().div_ceil(2)));
+        let mut device = Net::new(mac, config.mtu, descriptors)?.with_limits(limits)?;
+        if let Some(vhosts) = vhosts {
+            device = device.with_vhost(vhosts)?;
+        }
+        let nic = Nic {
+            pairs: device.pairs(),
+            counters: device.counters(),
+        };
+        self.attach(&config.id, Box::new(device), Some(nic), false)
     }
 
     /// Attaches a virtio-fs device; says where it is.
     ///
     /// # Errors
     /// See [`DeviceError`].
-    pub fn attach_fs(&mut self, config: &FsConfig) -> Result<Slot, DeviceError> {
+    pub fn attach_fs(&mut self, config: &FsConfig) -> Result<Address, DeviceError> {
         self.check_id(&config.id)?;
         let device = Fs::new(&config.tag, &config.directory)?;
-        self.attach(&config.id, Box::new(device), false)
+        self.attach(&config.id, Box::new(device), None, false)
     }
 
     /// Detaches a device. The guest's driver should have let go of it; to one that has not, the device is gone as if
@@ -146,7 +180,7 @@ impl Devices {
             Some(attached) if attached.permanent => {
                 return Err(DeviceError::Permanent(id.to_owned()));
             }
-            Some(attached) => self.pci.detach(attached.slot),
+            Some(attached) => self.pci.detach(attached.address),
         };
         self.by_id.remove(id);
         Ok(())
@@ -155,9 +189,32 @@ impl Devices {
     /// The ids, in order of PCI address.
     #[must_use]
     pub fn ids(&self) -> Vec<String> {
+        self.in_order()
+            .into_iter()
+            .map(|(id, _)| id.clone())
+            .collect()
+    }
+
+    /// What has passed through the NICs, in order of PCI address.
+    #[must_use]
+    pub fn net_counters(&self) -> Vec<NicCounters> {
+        self.in_order()
+            .into_iter()
+            .filter_map(|(id, attached)| {
+                let nic = attached.nic.as_ref()?;
+                Some(NicCounters {
+                    id: id.clone(),
+                    queue_pairs: nic.pairs,
+                    passed: nic.counters.as_deref().map(Counters::told),
+                })
+            })
+            .collect()
+    }
+
+    fn in_order(&self) -> Vec<(&String, &Attached)> {
         let mut devices: Vec<_> = self.by_id.iter().collect();
-        devices.sort_by_key(|(_, attached)| attached.slot);
-        devices.into_iter().map(|(id, _)| id.clone()).collect()
+        devices.sort_by_key(|(_, attached)| attached.address);
+        devices
     }
 
     fn check_id(&self, id: &str) -> Result<(), DeviceError> {
@@ -178,15 +235,60 @@ impl Devices {
         &mut self,
         id: &str,
         device: Box<dyn VirtioDevice>,
+        nic: Option<Nic>,
         permanent: bool,
-    ) -> Result<Slot, DeviceError> {
-        let function = VirtioPciFunction::new(device, self.memory.clone(), self.host.clone())
+    ) -> Result<Address, DeviceError> {
+        let vectors = self.vectors_for(device.as_ref());
+        let (memory, host) = (self.memory.clone(), self.host.clone());
+        let function = VirtioPciFunction::new(device, memory, host, vectors)
             .map_err(DeviceError::Interrupts)?;
-        let slot = self.pci.attach(Box::new(function))?;
-        self.by_id
-            .insert(id.to_owned(), Attached { slot, permanent });
-        Ok(slot)
+        let address = if permanent {
+            self.pci.attach(Box::new(function))?
+        } else {
+            self.pci.attach_sharing(Box::new(function))?
+        };
+        let attached = Attached {
+            address,
+            permanent,
+            vectors,
+            nic,
+        };
+        self.by_id.insert(id.to_owned(), attached);
+        Ok(address)
     }
+
+    /// How many interrupt vectors a new device gets: as many as it can use, as long as there are plenty.
+    fn vectors_for(&self, device: &dyn VirtioDevice) -> u16 {
+        let wanted = u16::try_from(device.queue_sizes().len() + 1).unwrap_or(u16::MAX);
+        let given: u16 = self.by_id.values().map(|attached| attached.vectors).sum();
+        if given.saturating_add(wanted) <= OWN_VECTORS {
+            wanted
+        } else {
+            wanted.min(SHARED_VECTORS)
+        }
+    }
+}
+
+/// The bounds on a NIC.
+fn limits(config: &NetConfig) -> Result<Limits, DeviceError> {
+    for (field, limit) in [
+        ("receive_limit", config.receive_limit),
+        ("send_limit", config.send_limit),
+    ] {
+        if let Some(limit) = limit
+            && (limit.bytes_per_second == 0 || limit.burst_bytes == 0)
+        {
+            return Err(DeviceError::Value {
+                field,
+                value: format!("{} B/s, {} B", limit.bytes_per_second, limit.burst_bytes),
+                allowed: "at least 1 of each",
+            });
+        }
+    }
+    Ok(Limits {
+        receive: config.receive_limit,
+        send: config.send_limit,
+    })
 }
 
 /// Parses `02:42:ac:11:00:02`. Whether a NIC may have that address is the device's to say.

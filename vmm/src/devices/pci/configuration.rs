@@ -7,6 +7,7 @@ pub const BARS: usize = 6;
 
 const COMMAND: usize = 0x04;
 const STATUS: usize = 0x06;
+const HEADER_TYPE: usize = 0x0e;
 const BAR_0: usize = 0x10;
 const CAPABILITIES_POINTER: usize = 0x34;
 const INTERRUPT_LINE: usize = 0x3c;
@@ -16,6 +17,7 @@ const COMMAND_MEMORY: u16 = 1 << 1;
 const COMMAND_BUS_MASTER: u16 = 1 << 2;
 const COMMAND_INTERRUPT_DISABLE: u16 = 1 << 10;
 const STATUS_CAPABILITIES: u8 = 1 << 4;
+const HEADER_MULTI_FUNCTION: u8 = 1 << 7;
 
 /// Who a function is.
 #[derive(Clone, Copy, Debug)]
@@ -91,6 +93,11 @@ impl ConfigurationSpace {
         self.link = offset + 1;
         self.end = (offset + 2 + body.len()).next_multiple_of(4);
         offset
+    }
+
+    /// Says that its slot may have further functions.
+    pub fn set_multi_function(&mut self) {
+        self.put(HEADER_TYPE, &[HEADER_MULTI_FUNCTION]);
     }
 
     /// Reads at `offset`; what lies beyond the end is left as it is.

@@ -16,23 +16,27 @@ pub const PORT: u64 = 0xcf8;
 pub const PORTS: u64 = 8;
 
 const SLOTS: u8 = 32;
+const FUNCTIONS: u8 = 8;
 const ENABLE: u32 = 1 << 31;
 
-/// Where a function is: always function 0 of a slot of bus 0.
+/// Where a function is on bus 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Slot(u8);
+pub struct Address {
+    slot: u8,
+    function: u8,
+}
 
-impl fmt::Display for Slot {
+impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "0000:00:{:02x}.0", self.0)
+        write!(f, "0000:00:{:02x}.{}", self.slot, self.function)
     }
 }
 
 /// Why a function cannot be attached.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
-    /// All slots are taken.
-    #[error("all {SLOTS} PCI slots are taken")]
+    /// The bus is full.
+    #[error("all functions of all {SLOTS} PCI slots are taken")]
     NoSlot,
     /// There is no room for a BAR.
     #[error("no room for a BAR of {size} bytes is left below 4 GiB")]
@@ -48,11 +52,13 @@ pub struct PciRoot {
     window: Range<u64>,
     /// The address register.
     address: Mutex<u32>,
-    slots: Mutex<BTreeMap<Slot, Arc<Attached>>>,
+    functions: Mutex<BTreeMap<Address, Arc<Attached>>>,
 }
 
 /// A function on the bus.
 struct Attached {
+    /// Whether its slot may have others.
+    shares_slot: bool,
     function: Arc<Mutex<Box<dyn PciFunction>>>,
     mapped: Mutex<Mapped>,
 }
@@ -72,22 +78,41 @@ impl PciRoot {
             memory_bus,
             window,
             address: Mutex::new(0),
-            slots: Mutex::default(),
+            functions: Mutex::default(),
         }
     }
 
-    /// Puts a function into the lowest free slot and gives its BARs addresses that no other function has.
+    /// Puts a function into the lowest free slot, which it has for itself, and gives its BARs addresses that no other
+    /// function has.
     ///
     /// # Errors
     /// See [`AttachError`].
-    pub fn attach(&self, mut function: Box<dyn PciFunction>) -> Result<Slot, AttachError> {
-        let mut slots = lock(&self.slots);
-        let slot = (0..SLOTS)
-            .map(Slot)
-            .find(|slot| !slots.contains_key(slot))
-            .ok_or(AttachError::NoSlot)?;
+    pub fn attach(&self, function: Box<dyn PciFunction>) -> Result<Address, AttachError> {
+        self.attach_at(function, false)
+    }
+
+    /// The same at the lowest free address of a slot that others of its kind may share. A kernel looks beyond function
+    /// 0 only if that is there and says that there may be more; so it does from the start, and no function is put into
+    /// a slot without it. One that goes leaves the others where they are.
+    ///
+    /// # Errors
+    /// See [`AttachError`].
+    pub fn attach_sharing(&self, function: Box<dyn PciFunction>) -> Result<Address, AttachError> {
+        self.attach_at(function, true)
+    }
+
+    fn attach_at(
+        &self,
+        mut function: Box<dyn PciFunction>,
+        shares_slot: bool,
+    ) -> Result<Address, AttachError> {
+        let mut functions = lock(&self.functions);
+        let address = free_function(&functions, shares_slot).ok_or(AttachError::NoSlot)?;
+        if shares_slot {
+            function.configuration_mut().set_multi_function();
+        }
         let mut taken: Vec<Range<u64>> = Vec::new();
-        for attached in slots.values() {
+        for attached in functions.values() {
             taken.extend(bar_ranges(lock(&attached.function).as_ref()));
         }
         for bar in 0..BARS {
@@ -95,25 +120,26 @@ impl PciRoot {
             if size == 0 {
                 continue;
             }
-            let address = self
+            let start = self
                 .free_address(&taken, size)
                 .ok_or(AttachError::NoAddress { size })?;
-            taken.push(u64::from(address)..u64::from(address) + u64::from(size));
-            function.configuration_mut().set_bar_address(bar, address);
+            taken.push(u64::from(start)..u64::from(start) + u64::from(size));
+            function.configuration_mut().set_bar_address(bar, start);
         }
-        slots.insert(
-            slot,
+        functions.insert(
+            address,
             Arc::new(Attached {
+                shares_slot,
                 function: Arc::new(Mutex::new(function)),
                 mapped: Mutex::default(),
             }),
         );
-        Ok(slot)
+        Ok(address)
     }
 
     /// Takes a function from the bus and shuts it down. False if there is none.
-    pub fn detach(&self, slot: Slot) -> bool {
-        let Some(attached) = lock(&self.slots).remove(&slot) else {
+    pub fn detach(&self, address: Address) -> bool {
+        let Some(attached) = lock(&self.functions).remove(&address) else {
             return false;
         };
         {
@@ -129,9 +155,9 @@ impl PciRoot {
 
     /// Shuts all functions down, for the end of the machine.
     pub fn shut_down(&self) {
-        let slots: Vec<Slot> = lock(&self.slots).keys().copied().collect();
-        for slot in slots {
-            self.detach(slot);
+        let addresses: Vec<Address> = lock(&self.functions).keys().copied().collect();
+        for address in addresses {
+            self.detach(address);
         }
     }
 
@@ -153,13 +179,16 @@ impl PciRoot {
 
     /// The function, and the offset in its configuration space, that the address register and a data port select.
     fn select(&self, port: u64) -> Option<(Arc<Attached>, usize)> {
-        let address = *lock(&self.address);
-        let [register, function, bus, _] = address.to_le_bytes();
-        let slot = Slot(function >> 3);
-        if address & ENABLE == 0 || bus != 0 || function & 0x7 != 0 {
+        let selected = *lock(&self.address);
+        let [register, place, bus, _] = selected.to_le_bytes();
+        if selected & ENABLE == 0 || bus != 0 {
             return None;
         }
-        let attached = lock(&self.slots).get(&slot)?.clone();
+        let address = Address {
+            slot: place >> 3,
+            function: place & 7,
+        };
+        let attached = lock(&self.functions).get(&address)?.clone();
         let offset = usize::from(register & 0xfc) + usize::try_from(port & 0x3).ok()?;
         Some((attached, offset))
     }
@@ -251,6 +280,26 @@ impl BusDevice for BarWindow {
     fn write(&self, offset: u64, data: &[u8]) {
         lock(&self.function).write_bar(self.bar, offset, data);
     }
+}
+
+/// The lowest address for a function that shares its slot, or does not.
+fn free_function(
+    functions: &BTreeMap<Address, Arc<Attached>>,
+    shares_slot: bool,
+) -> Option<Address> {
+    (0..SLOTS).find_map(|slot| {
+        let at = |function| Address { slot, function };
+        let first = at(0);
+        match functions.get(&first) {
+            Some(attached) if attached.shares_slot && shares_slot => (1..FUNCTIONS)
+                .map(at)
+                .find(|address| !functions.contains_key(address)),
+            Some(_) => None,
+            // What is left of a shared slot is for those that share.
+            None => (shares_slot || functions.range(first..=at(FUNCTIONS - 1)).next().is_none())
+                .then_some(first),
+        }
+    })
 }
 
 fn bar_ranges(function: &dyn PciFunction) -> impl Iterator<Item = Range<u64>> {

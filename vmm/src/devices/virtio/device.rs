@@ -51,6 +51,10 @@ pub trait VirtioDevice: Send {
     /// The device cannot work; the transport sets DEVICE_NEEDS_RESET.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
 
+    /// The driver has given queues of the device, which works, other interrupt vectors. Only for a device that has
+    /// asked for [`Interrupt::queue_eventfd`].
+    fn vectors_changed(&mut self) {}
+
     /// The driver resets the device: stop working and take back what the worker was given, so that it can be
     /// activated again. When this returns, no thread touches guest memory for this device.
     fn reset(&mut self);
@@ -98,6 +102,9 @@ pub enum ActivateError {
     /// The device is at work already, or what it needs is gone.
     #[error("the device has no backend to work with")]
     NoBackend,
+    /// What works on the queues in the device's stead cannot.
+    #[error("what serves the device's queues does not start")]
+    Backend(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The host refused something.
     #[error("{operation}")]
     Host {

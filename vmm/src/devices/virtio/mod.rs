@@ -8,6 +8,7 @@ pub mod fs;
 pub mod kick_wait;
 pub mod net;
 pub mod pci;
+pub mod queue_service;
 pub mod ring;
 pub mod rng;
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! A driver for tests: it lays out one split queue in guest memory and writes it as a guest would, properly or not.
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -7,7 +8,7 @@ use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRI
 use virtio_queue::desc::{RawDescriptor, split::Descriptor};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::device::Interrupt;
 use crate::memory::GuestMemory;
@@ -189,13 +190,25 @@ pub(crate) struct TestInterrupt {
     pub(crate) queues: Mutex<Vec<u16>>,
     /// How often the configuration change was signalled.
     pub(crate) config: AtomicUsize,
+    /// The eventfds of queues that were asked for.
+    events: Mutex<BTreeMap<u16, EventFd>>,
 }
 
 impl TestInterrupt {
     /// How often queue `index` was signalled.
     pub(crate) fn count(&self, index: u16) -> usize {
-        let queues = self.queues.lock().expect("interrupts");
+        let mut queues = self.queues.lock().expect("interrupts");
+        let events = self.events.lock().expect("interrupts");
+        let signalled = events
+            .get(&index)
+            .map_or(0, |event| event.read().unwrap_or(0));
+        queues.extend((0..signalled).map(|_| index));
         queues.iter().filter(|queue| **queue == index).count()
+    }
+
+    /// As if the driver had given all queues other vectors.
+    pub(crate) fn forget_eventfds(&self) {
+        self.events.lock().expect("interrupts").clear();
     }
 }
 
@@ -208,8 +221,12 @@ impl Interrupt for TestInterrupt {
         self.config.fetch_add(1, Ordering::SeqCst);
     }
 
-    fn queue_eventfd(&self, _index: u16) -> Option<EventFd> {
-        None
+    fn queue_eventfd(&self, index: u16) -> Option<EventFd> {
+        let mut events = self.events.lock().expect("interrupts");
+        let event = events
+            .entry(index)
+            .or_insert_with(|| EventFd::new(EFD_NONBLOCK).expect("eventfd"));
+        Some(event.try_clone().expect("eventfd"))
     }
 }
 

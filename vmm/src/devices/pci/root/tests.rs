@@ -47,6 +47,11 @@ fn select(root: &PciRoot, slot: u32, register: u32) {
     root.write(0, &(ENABLE | slot << 11 | register).to_le_bytes());
 }
 
+/// Selects a register of the first slot's function `function`.
+fn select_function(root: &PciRoot, function: u32, register: u32) {
+    root.write(0, &(ENABLE | function << 8 | register).to_le_bytes());
+}
+
 fn read32(root: &PciRoot, slot: u32, register: u32) -> u32 {
     select(root, slot, register);
     let mut data = [0xff; 4];
@@ -81,7 +86,7 @@ fn a_scan_finds_what_is_attached() {
         .collect();
     assert_eq!(found, [0, 1]);
     assert_eq!(read32(&root, 1, 0), 0x5678_1234);
-    // Another bus, another function, configuration access switched off.
+    // Another bus, another function of the same slot, configuration access switched off.
     for address in [ENABLE | 1 << 16, ENABLE | 1 << 8, 0] {
         root.write(0, &address.to_le_bytes());
         let mut data = [0xff; 4];
@@ -145,7 +150,7 @@ fn slots_are_used_again_and_run_out() {
     let calls = Arc::default();
     let bus = Arc::new(Bus::default());
     let root = PciRoot::new(bus.clone(), WINDOW);
-    let slots: Vec<Slot> = (0..32)
+    let slots: Vec<Address> = (0..32)
         .map(|_| root.attach(Echo::recording(0x1000, &calls)).unwrap())
         .collect();
     assert!(matches!(
@@ -177,4 +182,81 @@ fn hostile_configuration_accesses_do_no_harm() {
             }
         }
     }
+}
+
+#[test]
+fn functions_share_slots_that_always_have_a_first_function() {
+    let root = PciRoot::new(Arc::default(), 0xc000_0000..0xd000_0000);
+    root.attach(Echo::boxed(0x1000)).unwrap();
+    let share = || {
+        root.attach_sharing(Echo::boxed(0x1000))
+            .unwrap()
+            .to_string()
+    };
+    let first: Vec<String> = (0..10).map(|_| share()).collect();
+    assert_eq!(
+        [&first[0], &first[7], &first[8], &first[9]],
+        [
+            "0000:00:01.0",
+            "0000:00:01.7",
+            "0000:00:02.0",
+            "0000:00:02.1"
+        ]
+    );
+    // One in the middle goes; its place is taken again.
+    let at = |slot, function| Address { slot, function };
+    assert!(root.detach(at(1, 3)));
+    assert_eq!(share(), "0000:00:01.3");
+    // The first goes: the others stay, and the next one is the first again, before any other place.
+    assert!(root.detach(at(1, 5)));
+    assert!(root.detach(at(1, 0)));
+    assert_eq!(share(), "0000:00:01.0");
+    assert_eq!(share(), "0000:00:01.5");
+    // A function that shares no slot gets none of which another has a part.
+    assert!(root.detach(at(2, 0)));
+    assert_eq!(
+        root.attach(Echo::boxed(0x1000)).unwrap().to_string(),
+        "0000:00:03.0"
+    );
+    assert_eq!(share(), "0000:00:02.0");
+}
+
+#[test]
+fn a_bus_takes_eight_functions_in_each_slot() {
+    let root = PciRoot::new(Arc::default(), 0xc000_0000..0xd000_0000);
+    for _ in 0..32 * 8 {
+        root.attach_sharing(Echo::boxed(0x1000)).unwrap();
+    }
+    assert!(matches!(
+        root.attach_sharing(Echo::boxed(0x1000)),
+        Err(AttachError::NoSlot)
+    ));
+}
+
+#[test]
+fn each_function_of_a_slot_has_its_own_registers() {
+    let bus = Arc::new(Bus::default());
+    let root = PciRoot::new(bus.clone(), WINDOW);
+    for _ in 0..3 {
+        root.attach_sharing(Echo::boxed(0x1000)).unwrap();
+    }
+    let read = |function, register| {
+        select_function(&root, function, register);
+        let mut data = [0xff; 4];
+        root.read(4, &mut data);
+        u32::from_le_bytes(data)
+    };
+    assert_eq!(read(0, 0xc) >> 16 & 0x80, 0x80, "there may be more");
+    assert_eq!(
+        [read(0, 0x10), read(1, 0x10), read(2, 0x10)],
+        [0xc000_0000, 0xc000_1000, 0xc000_2000]
+    );
+    assert_eq!(read(3, 0), u32::MAX);
+    // Memory decoding is switched on for the second alone.
+    select_function(&root, 1, 4);
+    root.write(4, &2_u32.to_le_bytes());
+    assert_eq!(
+        [0xc000_0005, 0xc000_1005, 0xc000_2005].map(|address| read_memory(&bus, address)),
+        [0xff, 5, 0xff]
+    );
 }

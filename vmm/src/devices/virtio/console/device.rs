@@ -7,8 +7,10 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::QueueT as _;
 
 use super::backend::Output;
-use super::worker::Worker;
+use super::worker::Transmit;
 use crate::devices::virtio::device::{ActivateError, Activation, DeviceType, VirtioDevice};
+use crate::devices::virtio::queue_service::QueueService;
+use crate::devices::virtio::ring::Ring;
 use crate::devices::virtio::worker_thread::WorkerThread;
 
 /// VIRTIO_CONSOLE_F_EMERG_WRITE.
@@ -94,15 +96,19 @@ impl VirtioDevice for Console {
             .filter(|active| active.queue.ready())
             .ok_or(ActivateError::QueueNotReady(TRANSMIT))?;
         let event_idx = activation.features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
-        let mut worker = Worker::new(
-            activation.memory,
-            transmit.queue,
+        let mut service = QueueService::new(
+            Ring::new(transmit.queue, event_idx),
             TRANSMIT,
-            event_idx,
             activation.interrupt,
-            self.output.clone(),
+            Transmit::new(self.output.clone()),
         );
-        let thread = WorkerThread::spawn("console", move |stop| worker.run(&transmit.kick, &stop));
+        let memory = activation.memory;
+        let thread = WorkerThread::spawn("console", move |stop| {
+            if let Err(error) = service.run(&memory, &transmit.kick, &stop) {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "the console stops until the driver resets it");
+            }
+        });
         self.worker = Some(thread.map_err(|source| ActivateError::Host {
             operation: "start the console's thread",
             source,

@@ -1,5 +1,5 @@
-//! The host's side of one pair of queues. Now it is a tap that the VMM's own threads read and write; a backend in the
-//! kernel (vhost-net) would take the queues at activation instead, and needs of this only the offloads.
+//! The host's side of one pair of queues, as the VMM's own threads read and write it. vhost-net takes the queues at
+//! activation instead, and needs of this only the offloads and what is attached.
 
 use std::io;
 use std::os::fd::AsRawFd;

@@ -2,6 +2,7 @@
 //! not offered, for a tap of a bridge gets hardly a frame that its guest does not want, and every command is an exit.
 
 use std::io;
+use std::sync::Arc;
 
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET, VIRTIO_NET_CTRL_MQ,
@@ -13,13 +14,12 @@ use vm_memory::{Bytes, VolatileSlice};
 use super::QueueError;
 use super::backend::{OFFLOAD_BITS, Offloads};
 use crate::devices::virtio::buffers::{Exchange, split};
-use crate::devices::virtio::ring::Ring;
+use crate::devices::virtio::queue_service::Answer;
+use crate::devices::virtio::ring::Chain;
 use crate::memory::GuestMemory;
 
 /// `class`, `command` and at most the le64 of the offloads.
 const MAX_COMMAND: usize = 2 + 8;
-/// Commands served in one round.
-const BUDGET: usize = 16;
 
 /// What commands act on.
 pub(super) trait Target {
@@ -29,49 +29,21 @@ pub(super) trait Target {
     fn set_pairs(&self, count: u16) -> io::Result<()>;
 }
 
-/// A control queue at work.
-pub(super) struct Control {
-    ring: Ring,
+/// The control queue's work.
+pub(super) struct Control<T> {
+    target: Arc<T>,
     features: u64,
 }
 
-impl Control {
-    /// A queue whose driver negotiated `features`.
-    pub(super) fn new(ring: Ring, features: u64) -> Self {
-        Self { ring, features }
-    }
-
-    /// Serves the driver's commands; true if there may be more at once.
-    pub(super) fn run(
-        &mut self,
-        memory: &GuestMemory,
-        target: &impl Target,
-        interrupt: impl Fn(),
-    ) -> Result<bool, QueueError> {
-        let mut more = true;
-        for _ in 0..BUDGET {
-            let Some(chain) = self.ring.pop(memory)? else {
-                if self.ring.enable_kicks(memory)? {
-                    continue;
-                }
-                more = false;
-                break;
-            };
-            let head = chain.head_index();
-            let exchange = split(memory, chain)?;
-            let written = self.answer(&exchange, target);
-            self.ring.push_used(memory, head, written)?;
-        }
-        self.ring.publish(memory)?;
-        if self.ring.needs_interrupt(memory)? {
-            interrupt();
-        }
-        Ok(more)
+impl<T: Target> Control<T> {
+    /// Has the commands of a driver that negotiated `features` act on `target`.
+    pub(super) fn new(target: Arc<T>, features: u64) -> Self {
+        Self { target, features }
     }
 
     /// Executes a command and writes its `ack`; gives the number of bytes written.
-    fn answer(&self, exchange: &Exchange<'_>, target: &impl Target) -> u32 {
-        let ack = match self.execute(&exchange.request, target) {
+    fn acknowledge(&self, exchange: &Exchange<'_>) -> u32 {
+        let ack = match self.execute(&exchange.request) {
             Ok(()) => VIRTIO_NET_OK,
             Err(error) => {
                 tracing::debug!(%error, "refused a command of the network driver");
@@ -85,11 +57,7 @@ impl Control {
         }
     }
 
-    fn execute(
-        &self,
-        request: &[VolatileSlice<'_>],
-        target: &impl Target,
-    ) -> Result<(), CommandError> {
+    fn execute(&self, request: &[VolatileSlice<'_>]) -> Result<(), CommandError> {
         let mut bytes = [0; MAX_COMMAND];
         let length = copy_out(request, &mut bytes);
         let [class, command, ref data @ ..] = bytes;
@@ -98,7 +66,7 @@ impl Control {
         match (u32::from(class), u32::from(command)) {
             (VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET) if has(VIRTIO_NET_F_MQ) => {
                 let (count, _) = data.split_first_chunk().ok_or(CommandError::Short)?;
-                Ok(target.set_pairs(u16::from_le_bytes(*count))?)
+                Ok(self.target.set_pairs(u16::from_le_bytes(*count))?)
             }
             (VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET)
                 if has(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS) =>
@@ -108,10 +76,18 @@ impl Control {
                 if offloads & !(self.features & OFFLOAD_BITS) != 0 {
                     return Err(CommandError::Offloads(offloads));
                 }
-                Ok(target.set_offloads(Offloads::from_bits(offloads))?)
+                Ok(self.target.set_offloads(Offloads::from_bits(offloads))?)
             }
             _ => Err(CommandError::Unknown { class, command }),
         }
+    }
+}
+
+impl<T: Target> Answer for Control<T> {
+    type Error = QueueError;
+
+    fn answer(&mut self, memory: &GuestMemory, chain: Chain<'_>) -> Result<u32, QueueError> {
+        Ok(self.acknowledge(&split(memory, chain)?))
     }
 }
 

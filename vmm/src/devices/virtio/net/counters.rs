@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use hull_vmm_protocol::control::{NicTraffic, TrafficCounters};
+
 /// Counters of one direction. They only grow, also across resets of the device.
 #[derive(Debug, Default)]
 pub struct Direction {
@@ -29,6 +31,14 @@ impl Direction {
         self.dropped.load(Ordering::Relaxed)
     }
 
+    fn told(&self) -> TrafficCounters {
+        TrafficCounters {
+            packets: self.frames(),
+            bytes: self.bytes(),
+            dropped: self.dropped(),
+        }
+    }
+
     pub(super) fn add(&self, tally: Tally) {
         self.frames.fetch_add(tally.frames, Ordering::Relaxed);
         self.bytes.fetch_add(tally.bytes, Ordering::Relaxed);
@@ -43,6 +53,17 @@ pub struct Counters {
     pub received: Direction,
     /// What the guest sent.
     pub sent: Direction,
+}
+
+impl Counters {
+    /// The counters as callers are told them.
+    #[must_use]
+    pub fn told(&self) -> NicTraffic {
+        NicTraffic {
+            received: self.received.told(),
+            sent: self.sent.told(),
+        }
+    }
 }
 
 /// What one round of a worker adds to a direction.

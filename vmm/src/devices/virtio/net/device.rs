@@ -1,10 +1,13 @@
 //! What the driver of a NIC negotiates: features, the configuration space (§5.1.4) and the number of pairs of queues.
 
+use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
+use hull_vmm_protocol::config::RateLimit;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_VQ,
     VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
@@ -15,21 +18,27 @@ use virtio_bindings::virtio_net::{
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::QueueT as _;
+use vm_memory::GuestAddressSpace as _;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::backend::{Backend as _, Offloads};
 use super::control::Control;
 use super::counters::Counters;
+use super::rate::Rate;
 use super::receive::Receiver;
 use super::steering::Steering;
 use super::tap::{Tap, TapError};
 use super::transmit::Transmitter;
-use super::worker::{Shared, Side, Worker};
+use super::vhost::{VhostError, VhostPairs};
+use super::worker::{ControlSide, Shared, Side, Worker};
 use super::{HEADER_SIZE, LINK_HEADER_SIZE, MAX_FRAME};
 use crate::devices::virtio::device::{
     ActivateError, Activation, ActiveQueue, DeviceType, VirtioDevice,
 };
+use crate::devices::virtio::queue_service::QueueService;
 use crate::devices::virtio::ring::Ring;
 use crate::devices::virtio::worker_thread::WorkerThread;
+use crate::memory::SharedMemory;
 
 /// The size of receive and transmit queues.
 const QUEUE_SIZE: u16 = 256;
@@ -56,19 +65,58 @@ pub enum NetError {
     /// A tap does not serve.
     #[error("the tap does not serve")]
     Tap(#[from] TapError),
+    /// vhost-net serves one pair with each descriptor.
+    #[error("{vhosts} descriptors of vhost-net came for {pairs} pairs of queues")]
+    VhostPairs {
+        /// Pairs of queues.
+        pairs: usize,
+        /// Descriptors of vhost-net.
+        vhosts: usize,
+    },
+    /// The kernel's mover of packets knows no bounds.
+    #[error("a NIC with a rate limit cannot have vhost-net")]
+    VhostWithLimit,
+    /// vhost-net does not serve.
+    #[error("vhost-net does not serve")]
+    Vhost(#[from] VhostError),
+}
+
+/// Bounds on what passes through a NIC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// On what the guest receives.
+    pub receive: Option<RateLimit>,
+    /// On what the guest sends.
+    pub send: Option<RateLimit>,
 }
 
 /// A NIC.
-#[derive(Debug)]
 pub struct Net {
     mac: [u8; 6],
     mtu: u16,
     features: u64,
     queue_sizes: Vec<u16>,
     taps: Vec<Arc<Tap>>,
+    /// The kernel's side of the pairs, if it serves them.
+    vhost: Option<VhostPairs>,
+    limits: Limits,
     counters: Arc<Counters>,
     link_up: Arc<AtomicBool>,
+    /// Of each pair; only of the control queue, if there is one, where the kernel serves the pairs.
     workers: Vec<WorkerThread<()>>,
+    active: bool,
+}
+
+impl fmt::Debug for Net {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Net")
+            .field("mac", &self.mac)
+            .field("taps", &self.taps)
+            .field("vhost", &self.vhost.is_some())
+            .field("active", &self.active)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Net {
@@ -98,16 +146,61 @@ impl Net {
             features: offered_features(mtu != 0, taps.len() > 1, uso),
             queue_sizes,
             taps: taps.into_iter().map(Arc::new).collect(),
+            vhost: None,
+            limits: Limits::default(),
             counters: Arc::default(),
             link_up: Arc::new(AtomicBool::new(true)),
             workers: Vec::new(),
+            active: false,
         })
     }
 
-    /// What has passed through it.
+    /// The same with bounds on what passes, which the VMM's workers keep.
+    ///
+    /// # Errors
+    /// vhost-net serves it.
+    pub fn with_limits(mut self, limits: Limits) -> Result<Self, NetError> {
+        self.limits = limits;
+        self.checked()
+    }
+
+    /// The same with pairs that the host's kernel serves: descriptors of `/dev/vhost-net`, one for each.
+    ///
+    /// # Errors
+    /// Their number is wrong, the host refuses, or there are limits.
+    pub fn with_vhost(mut self, fds: Vec<OwnedFd>) -> Result<Self, NetError> {
+        if fds.len() != self.taps.len() {
+            return Err(NetError::VhostPairs {
+                pairs: self.taps.len(),
+                vhosts: fds.len(),
+            });
+        }
+        let vhost = VhostPairs::adopt(fds)?;
+        self.taps[0].lift_send_bound()?;
+        self.features = vhost.restrict(self.features);
+        self.vhost = Some(vhost);
+        self.checked()
+    }
+
+    fn checked(self) -> Result<Self, NetError> {
+        if self.vhost.is_some() && self.limits != Limits::default() {
+            return Err(NetError::VhostWithLimit);
+        }
+        Ok(self)
+    }
+
+    /// The number of its pairs of queues.
     #[must_use]
-    pub fn counters(&self) -> Arc<Counters> {
-        Arc::clone(&self.counters)
+    pub fn pairs(&self) -> u16 {
+        // At most MAX_PAIRS.
+        u16::try_from(self.taps.len()).unwrap_or(u16::MAX)
+    }
+
+    /// What the VMM has seen pass through it: nothing, ever, where the host's kernel serves the pairs.
+    #[must_use]
+    pub fn counters(&self) -> Option<Arc<Counters>> {
+        let counted = self.vhost.is_none();
+        counted.then(|| Arc::clone(&self.counters))
     }
 
     /// `struct virtio_net_config` up to `mtu` (§5.1.4).
@@ -117,12 +210,10 @@ impl Net {
         } else {
             0
         };
-        // At most MAX_PAIRS.
-        let pairs = u16::try_from(self.taps.len()).unwrap_or(u16::MAX);
         let mut config = [0; 12];
         config[..6].copy_from_slice(&self.mac);
         config[6..8].copy_from_slice(&link.to_le_bytes()[..2]);
-        config[8..10].copy_from_slice(&pairs.to_le_bytes());
+        config[8..10].copy_from_slice(&self.pairs().to_le_bytes());
         config[10..].copy_from_slice(&self.mtu.to_le_bytes());
         config
     }
@@ -135,33 +226,60 @@ impl Net {
         HEADER_SIZE + LINK_HEADER_SIZE + usize::from(self.mtu.max(DEFAULT_MTU))
     }
 
-    /// Starts a worker for each pair that the driver has set up.
+    /// Puts the pairs that the driver has set up to work.
     fn start(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let features = activation.features;
-        let mut queues = Queues::new(activation.queues, features, self.taps.len())?;
-        let offloads = Offloads::from_bits(features);
+        let Queues { pairs, control } = Queues::new(activation.queues, features, self.taps.len())?;
         self.taps[0]
-            .set_offloads(offloads)
+            .set_offloads(Offloads::from_bits(features))
             .map_err(host("set the tap's offloads"))?;
-        let steering = Steering::new(self.taps.clone(), queues.usable());
-        let shared = Arc::new(Shared {
-            memory: activation.memory,
-            interrupt: activation.interrupt,
-            steering: steering.map_err(host("set the tap's queues"))?,
-            counters: Arc::clone(&self.counters),
-            link_up: Arc::clone(&self.link_up),
-        });
+        let usable = u16::try_from(pairs.len()).unwrap_or(u16::MAX);
+        let steering = Steering::new(self.taps.clone(), usable);
+        let steering = Arc::new(steering.map_err(host("set the tap's queues"))?);
         let event_idx = has(features, VIRTIO_RING_F_EVENT_IDX);
-        let mergeable = has(features, VIRTIO_NET_F_MRG_RXBUF);
-        let largest = self.largest_frame(offloads);
-        let mut control = queues.control.take().map(|(index, active)| Side {
-            work: Some(Control::new(Ring::new(active.queue, event_idx), features)),
+        let control = control.map(|(index, active)| Side {
+            work: Some(QueueService::new(
+                Ring::new(active.queue, event_idx),
+                index,
+                Arc::clone(&activation.interrupt),
+                Control::new(Arc::clone(&steering), features),
+            )),
             kick: active.kick,
             index,
         });
-        for (pair, (receive, transmit)) in (0..).zip(queues.pairs) {
+        let (memory, interrupt) = (activation.memory, activation.interrupt);
+        if let Some(vhost) = &mut self.vhost {
+            vhost
+                .start(&memory.memory(), features, &pairs, interrupt, &self.taps)
+                .map_err(|error| ActivateError::Backend(Box::new(error)))?;
+            return control.map_or(Ok(()), |control| self.start_control(memory, control));
+        }
+        let shared = Arc::new(Shared {
+            memory,
+            interrupt,
+            steering,
+            counters: Arc::clone(&self.counters),
+            receive_rate: Rate::new(self.limits.receive, Instant::now()),
+            send_rate: Rate::new(self.limits.send, Instant::now()),
+            link_up: Arc::clone(&self.link_up),
+        });
+        self.start_pairs(&shared, features, pairs, control)
+    }
+
+    /// Starts a worker for each pair; that of the first also serves the control queue.
+    fn start_pairs(
+        &mut self,
+        shared: &Arc<Shared<Tap>>,
+        features: u64,
+        pairs: Vec<[ActiveQueue; 2]>,
+        mut control: Option<ControlSide<Tap>>,
+    ) -> Result<(), ActivateError> {
+        let event_idx = has(features, VIRTIO_RING_F_EVENT_IDX);
+        let mergeable = has(features, VIRTIO_NET_F_MRG_RXBUF);
+        let largest = self.largest_frame(Offloads::from_bits(features));
+        for (pair, [receive, transmit]) in (0..).zip(pairs) {
             let worker = Worker::new(
-                Arc::clone(&shared),
+                Arc::clone(shared),
                 pair,
                 Side {
                     work: Some(Receiver::new(
@@ -179,12 +297,46 @@ impl Net {
                 },
                 control.take(),
             );
-            let thread =
-                WorkerThread::spawn(&format!("net-pair{pair}"), move |stop| worker.run(&stop));
-            self.workers
-                .push(thread.map_err(host("start a NIC's thread"))?);
+            self.spawn(&format!("net-pair{pair}"), move |stop| worker.run(&stop))?;
         }
         Ok(())
+    }
+
+    /// Starts a worker for the control queue alone.
+    fn start_control(
+        &mut self,
+        memory: SharedMemory,
+        control: ControlSide<Tap>,
+    ) -> Result<(), ActivateError> {
+        let Side { work, kick, .. } = control;
+        let Some(mut service) = work else {
+            return Ok(());
+        };
+        self.spawn("net-control", move |stop| {
+            if let Err(error) = service.run(&memory, &kick, &stop) {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "a NIC takes no commands until the driver resets it");
+            }
+        })
+    }
+
+    fn spawn(
+        &mut self,
+        name: &str,
+        work: impl FnOnce(EventFd) + Send + 'static,
+    ) -> Result<(), ActivateError> {
+        let thread = WorkerThread::spawn(name, work).map_err(host("start a NIC's thread"))?;
+        self.workers.push(thread);
+        Ok(())
+    }
+
+    /// Stops all that works on the queues.
+    fn stop(&mut self) {
+        self.workers.clear();
+        if let Some(vhost) = &mut self.vhost {
+            vhost.stop();
+        }
+        self.active = false;
     }
 }
 
@@ -212,18 +364,25 @@ impl VirtioDevice for Net {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        if !self.workers.is_empty() {
+        if self.active {
             return Err(ActivateError::NoBackend);
         }
         let started = self.start(activation);
-        if started.is_err() {
-            self.workers.clear();
+        match &started {
+            Ok(()) => self.active = true,
+            Err(_) => self.stop(),
         }
         started
     }
 
+    fn vectors_changed(&mut self) {
+        if let Some(vhost) = &self.vhost {
+            vhost.follow_vectors();
+        }
+    }
+
     fn reset(&mut self) {
-        self.workers.clear();
+        self.stop();
         self.link_up.store(true, Ordering::SeqCst);
         // The next driver may accept fewer offloads than the frames that still wait for this one make use of.
         if let Err(error) = self.taps[0].set_offloads(Offloads::default()) {
@@ -237,7 +396,8 @@ impl VirtioDevice for Net {
 
 /// The queues that the driver has set up. Pairs come first, then the control queue (§5.1.2).
 struct Queues {
-    pairs: Vec<(ActiveQueue, ActiveQueue)>,
+    /// Receive and transmit queue.
+    pairs: Vec<[ActiveQueue; 2]>,
     /// With its index.
     control: Option<(u16, ActiveQueue)>,
 }
@@ -258,7 +418,7 @@ impl Queues {
         for _ in 0..pairs {
             let pair = (queues.next().flatten(), queues.next().flatten());
             match pair {
-                (Some(receive), Some(transmit)) if complete => set_up.push((receive, transmit)),
+                (Some(receive), Some(transmit)) if complete => set_up.push([receive, transmit]),
                 (None, _) if set_up.is_empty() && complete => {
                     return Err(ActivateError::QueueNotReady(0));
                 }
@@ -277,10 +437,6 @@ impl Queues {
             pairs: set_up,
             control: control.map(|active| (index, active)),
         })
-    }
-
-    fn usable(&self) -> u16 {
-        u16::try_from(self.pairs.len()).unwrap_or(u16::MAX)
     }
 }
 

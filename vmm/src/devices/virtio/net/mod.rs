@@ -5,6 +5,9 @@
 //! queue logic is in `receive.rs` and `transmit.rs`, free of threads and events. Frames cross between guest memory and
 //! the tap in one vectored system call each, without a copy in between (`tap.rs`, `sys.rs`).
 //!
+//! Where the host's kernel has vhost-net and is given to the device, it takes over the pairs' queues (`vhost/`), and
+//! only the control queue is served here.
+//!
 //! The host's side is behind the trait in `backend.rs`. What crosses it are frames with the 12-byte `virtio_net_hdr`
 //! (§5.1.6) in front, which the kernel writes and checks itself.
 
@@ -13,11 +16,13 @@ mod control;
 pub mod counters;
 pub mod device;
 mod poller;
+mod rate;
 mod receive;
 mod steering;
 mod sys;
 pub mod tap;
 mod transmit;
+pub mod vhost;
 mod worker;
 
 #[cfg(test)]

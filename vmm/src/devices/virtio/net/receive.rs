@@ -43,6 +43,8 @@ pub(super) struct Receiver {
     window: usize,
     /// The bytes of the last chain that was looked at. Drivers offer chains of about one size.
     chain: usize,
+    /// The bytes that a round may receive, but for its last frame.
+    budget: usize,
     /// Takes what a frame is larger than the window.
     spill: Box<[u8]>,
 }
@@ -57,8 +59,14 @@ impl Receiver {
             largest,
             window: SMALL_WINDOW.min(largest),
             chain: 0,
+            budget: BUDGET_BYTES,
             spill: vec![0; MAX_FRAME].into_boxed_slice(),
         }
+    }
+
+    /// Has the next round receive no more than `bytes`, but for its last frame.
+    pub(super) fn set_budget(&mut self, bytes: usize) {
+        self.budget = bytes.min(BUDGET_BYTES);
     }
 
     /// Receives frames until there are no more, no more buffers, or the budget is used up. `forced` has it receive
@@ -111,7 +119,7 @@ impl Receiver {
             if round % INTERRUPT_BATCH == 0 && self.ring.needs_interrupt(memory)? {
                 interrupt();
             }
-            if bytes >= BUDGET_BYTES {
+            if bytes >= self.budget {
                 break;
             }
         }

@@ -3,7 +3,7 @@
 
 use std::ffi::{c_int, c_uint};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -112,6 +112,15 @@ impl Tap {
         Ok(known)
     }
 
+    /// Lifts the bound on what is on its way into the host's network. With the bound, vhost-net hands over frame by
+    /// frame; without, in batches.
+    pub(super) fn lift_send_bound(&self) -> Result<(), TapError> {
+        sys::set_send_buffer(self.fd.as_fd(), c_int::MAX).map_err(|source| TapError::SetUp {
+            operation: "TUNSETSNDBUF",
+            source,
+        })
+    }
+
     /// Throws away the frames that wait to be received.
     pub(super) fn discard_queued(&self) {
         let mut frame = vec![0; MAX_FRAME];
@@ -120,6 +129,12 @@ impl Tap {
                 break;
             }
         }
+    }
+}
+
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

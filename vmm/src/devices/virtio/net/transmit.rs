@@ -23,11 +23,21 @@ pub(super) enum Sent {
 /// A transmit queue at work.
 pub(super) struct Transmitter {
     ring: Ring,
+    /// The bytes that a round may send, but for its last frame.
+    budget: usize,
 }
 
 impl Transmitter {
     pub(super) fn new(ring: Ring) -> Self {
-        Self { ring }
+        Self {
+            ring,
+            budget: BUDGET_BYTES,
+        }
+    }
+
+    /// Has the next round send no more than `bytes`, but for its last frame.
+    pub(super) fn set_budget(&mut self, bytes: usize) {
+        self.budget = bytes.min(BUDGET_BYTES);
     }
 
     /// Sends frames until there are no more, the host takes no more, or the budget is used up. What is malformed or
@@ -74,7 +84,7 @@ impl Transmitter {
             if round % INTERRUPT_BATCH == 0 {
                 self.show_used(memory, &interrupt)?;
             }
-            if bytes >= BUDGET_BYTES {
+            if bytes >= self.budget {
                 break;
             }
         }

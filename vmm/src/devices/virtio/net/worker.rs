@@ -14,10 +14,12 @@ use super::backend::Backend;
 use super::control::Control;
 use super::counters::{Counters, Tally};
 use super::poller::{Poller, Ready, Source};
+use super::rate::Rate;
 use super::receive::{Received, Receiver};
 use super::steering::Steering;
 use super::transmit::{Sent, Transmitter};
 use crate::devices::virtio::device::Interrupt;
+use crate::devices::virtio::queue_service::{QueueService, Served};
 use crate::memory::{GuestMemory, SharedMemory};
 
 /// How long a driver with few receive buffers has to offer more before frames that do not fit are dropped.
@@ -27,8 +29,10 @@ const PATIENCE: Duration = Duration::from_millis(10);
 pub(super) struct Shared<B> {
     pub(super) memory: SharedMemory,
     pub(super) interrupt: Arc<dyn Interrupt>,
-    pub(super) steering: Steering<B>,
+    pub(super) steering: Arc<Steering<B>>,
     pub(super) counters: Arc<Counters>,
+    pub(super) receive_rate: Rate,
+    pub(super) send_rate: Rate,
     /// VIRTIO_NET_S_LINK_UP, which the device's configuration space shows.
     pub(super) link_up: Arc<AtomicBool>,
 }
@@ -63,9 +67,14 @@ enum Gate {
     FewBuffers(Instant),
     /// Yes, into few buffers.
     Forced,
+    /// Not until then: as much as may was received. What the host has waits in its queue.
+    Throttled(Instant),
     /// No: the pair is not in use, its queue is broken, or the host's side is gone.
     Closed,
 }
+
+/// The control queue at work.
+pub(super) type ControlSide<B> = Side<QueueService<Control<Steering<B>>>>;
 
 /// The work of one pair.
 pub(super) struct Worker<B> {
@@ -73,10 +82,12 @@ pub(super) struct Worker<B> {
     pair: u16,
     receive: Side<Receiver>,
     transmit: Side<Transmitter>,
-    control: Option<Side<Control>>,
+    control: Option<ControlSide<B>>,
     gate: Gate,
     /// Frames wait for the host to take them.
     blocked: bool,
+    /// As much as may was sent until then. What the driver has waits in its queue.
+    send_at: Option<Instant>,
     /// There are frames to be sent, or commands, without another kick.
     more_frames: bool,
     more_commands: bool,
@@ -89,7 +100,7 @@ impl<B: Backend> Worker<B> {
         pair: u16,
         receive: Side<Receiver>,
         transmit: Side<Transmitter>,
-        control: Option<Side<Control>>,
+        control: Option<ControlSide<B>>,
     ) -> Self {
         let gate = if shared.steering.is_active(pair) {
             Gate::Open
@@ -104,6 +115,7 @@ impl<B: Backend> Worker<B> {
             control,
             gate,
             blocked: false,
+            send_at: None,
             // The driver may have kicked before the worker was there.
             more_frames: true,
             more_commands: true,
@@ -156,13 +168,17 @@ impl<B: Backend> Worker<B> {
         if self.more_frames || self.more_commands {
             return 0;
         }
-        match self.gate {
+        let receive_at = match self.gate {
+            Gate::FewBuffers(until) | Gate::Throttled(until) => Some(until),
+            _ => None,
+        };
+        match receive_at.into_iter().chain(self.send_at).min() {
             // Rounded up, so that the time is over then.
-            Gate::FewBuffers(until) => {
+            Some(until) => {
                 let left = until.saturating_duration_since(Instant::now()).as_millis() + 1;
                 i32::try_from(left).unwrap_or(i32::MAX)
             }
-            _ => -1,
+            None => -1,
         }
     }
 
@@ -177,16 +193,20 @@ impl<B: Backend> Worker<B> {
             self.blocked = false;
             self.more_frames = true;
         }
-        if !self.blocked && (ready.transmit_kick || self.more_frames) {
+        if self.send_at.is_some_and(|at| at <= Instant::now()) {
+            self.send_at = None;
+            self.more_frames = true;
+        }
+        if !self.blocked && self.send_at.is_none() && (ready.transmit_kick || self.more_frames) {
             self.send(&memory);
         }
-        if ready.receive_kick {
-            if self.gate != Gate::Closed {
-                self.gate = Gate::Open;
-            }
-        } else if matches!(self.gate, Gate::FewBuffers(until) if until <= Instant::now()) {
-            self.gate = Gate::Forced;
-        }
+        self.gate = match self.gate {
+            Gate::Closed => Gate::Closed,
+            _ if ready.receive_kick => Gate::Open,
+            Gate::FewBuffers(until) if until <= Instant::now() => Gate::Forced,
+            Gate::Throttled(until) if until <= Instant::now() => Gate::Open,
+            unchanged => unchanged,
+        };
         // After a kick the host may have frames, though it was not asked.
         if matches!(self.gate, Gate::Open | Gate::Forced) && (ready.readable || ready.receive_kick)
         {
@@ -202,9 +222,8 @@ impl<B: Backend> Worker<B> {
         let Some(work) = &mut side.work else {
             return;
         };
-        let signal = || self.shared.interrupt.signal_queue(side.index);
-        match work.run(memory, &self.shared.steering, signal) {
-            Ok(more) => self.more_commands = more,
+        match work.serve(memory) {
+            Ok(served) => self.more_commands = served == Served::Budget,
             Err(error) => side.give_up(&error),
         }
     }
@@ -215,6 +234,14 @@ impl<B: Backend> Worker<B> {
         let Some(work) = &mut side.work else {
             return;
         };
+        let now = Instant::now();
+        match self.shared.send_rate.allowance(now) {
+            Ok(bytes) => work.set_budget(bytes),
+            Err(until) => {
+                self.send_at = Some(until);
+                return;
+            }
+        }
         let backend = self.shared.steering.backend(self.pair);
         let signal = || self.shared.interrupt.signal_queue(side.index);
         let mut tally = Tally::default();
@@ -224,6 +251,7 @@ impl<B: Backend> Worker<B> {
             Ok(Sent::Blocked) => self.blocked = true,
             Err(error) => side.give_up(&error),
         }
+        self.shared.send_rate.take(now, tally.bytes);
         self.shared.counters.sent.add(tally);
     }
 
@@ -233,6 +261,14 @@ impl<B: Backend> Worker<B> {
             self.gate = Gate::Closed;
             return;
         };
+        let now = Instant::now();
+        match self.shared.receive_rate.allowance(now) {
+            Ok(bytes) => work.set_budget(bytes),
+            Err(until) => {
+                self.gate = Gate::Throttled(until);
+                return;
+            }
+        }
         let backend = self.shared.steering.backend(self.pair);
         let signal = || self.shared.interrupt.signal_queue(side.index);
         let mut tally = Tally::default();
@@ -250,6 +286,7 @@ impl<B: Backend> Worker<B> {
                 self.gate = Gate::Closed;
             }
         }
+        self.shared.receive_rate.take(now, tally.bytes);
         self.shared.counters.received.add(tally);
     }
 

@@ -193,7 +193,7 @@ impl CommonConfiguration {
             &half(self.driver_features, self.driver_feature_select).to_le_bytes(),
         );
         put(0x10, &self.config_vector.to_le_bytes());
-        // A device has as many queues as it has vectors but one.
+        // A device's queues fit into the notification structure, so they are few.
         put(
             0x12,
             &u16::try_from(self.queues.len())

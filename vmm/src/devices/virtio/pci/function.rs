@@ -95,7 +95,8 @@ pub struct VirtioPciFunction {
 }
 
 impl VirtioPciFunction {
-    /// The function of `device`.
+    /// The function of `device`. Its driver can choose among `vectors` interrupt vectors: one for each queue and one
+    /// for the configuration is best, and two serve.
     ///
     /// # Errors
     /// The host has no interrupt or no descriptor left.
@@ -103,10 +104,11 @@ impl VirtioPciFunction {
         device: Box<dyn VirtioDevice>,
         memory: SharedMemory,
         host: Arc<dyn PciHost>,
+        vectors: u16,
     ) -> io::Result<Self> {
         let sizes = device.queue_sizes();
         let queues = u16::try_from(sizes.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let interrupt = PciInterrupt::new(host.as_ref(), queues)?;
+        let interrupt = PciInterrupt::new(host.as_ref(), queues, vectors)?;
         let kicks = sizes
             .iter()
             .map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC))
@@ -128,7 +130,7 @@ impl VirtioPciFunction {
         );
         let msix_capability = configuration.add_capability(msix::CAPABILITY_ID, &body, &writable);
         let access_capability = add_virtio_capabilities(&mut configuration);
-        let common = CommonConfiguration::new(device.features(), sizes, queues + 1);
+        let common = CommonConfiguration::new(device.features(), sizes, vectors);
         Ok(Self {
             configuration,
             access_capability,
@@ -147,7 +149,12 @@ impl VirtioPciFunction {
     fn write_common(&mut self, offset: usize, data: &[u8]) {
         match self.common.write(offset, data) {
             Effect::None => {}
-            Effect::Vectors => self.interrupt.set_vectors(&self.common),
+            Effect::Vectors => {
+                self.interrupt.set_vectors(&self.common);
+                if self.active {
+                    self.device.vectors_changed();
+                }
+            }
             Effect::Activate => {
                 if let Err(error) = self.activate() {
                     tracing::debug!(device = ?self.device.device_type(), %error, "activate");

@@ -25,13 +25,13 @@ pub struct PciInterrupt {
 }
 
 impl PciInterrupt {
-    /// Interrupts for `queues` queues: a vector for each, and one for the configuration.
+    /// Interrupts for `queues` queues and the configuration, with `vectors` vectors to choose from.
     ///
     /// # Errors
     /// The host has no interrupt or no descriptor left.
-    pub fn new(host: &dyn PciHost, queues: u16) -> io::Result<Self> {
+    pub fn new(host: &dyn PciHost, queues: u16, vectors: u16) -> io::Result<Self> {
         Ok(Self {
-            msix: Msix::new(host, queues + 1)?,
+            msix: Msix::new(host, vectors)?,
             config_vector: AtomicU16::new(NO_VECTOR),
             queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
             isr: AtomicU8::new(0),

@@ -8,8 +8,10 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::QueueT as _;
 
 use super::backend;
-use super::worker::Worker;
+use super::worker::Fill;
 use crate::devices::virtio::device::{ActivateError, Activation, DeviceType, VirtioDevice};
+use crate::devices::virtio::queue_service::QueueService;
+use crate::devices::virtio::ring::Ring;
 use crate::devices::virtio::worker_thread::WorkerThread;
 
 const QUEUE_SIZES: [u16; 1] = [64];
@@ -68,14 +70,19 @@ impl VirtioDevice for Rng {
                 operation: "duplicate the entropy source",
                 source,
             })?;
-        let mut worker = Worker::new(
-            activation.memory,
-            requests.queue,
-            event_idx,
+        let mut service = QueueService::new(
+            Ring::new(requests.queue, event_idx),
+            0,
             activation.interrupt,
-            source,
+            Fill::new(source),
         );
-        let thread = WorkerThread::spawn("rng", move |stop| worker.run(&requests.kick, &stop));
+        let memory = activation.memory;
+        let thread = WorkerThread::spawn("rng", move |stop| {
+            if let Err(error) = service.run(&memory, &requests.kick, &stop) {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "the entropy device stops until the driver resets it");
+            }
+        });
         self.worker = Some(thread.map_err(|source| ActivateError::Host {
             operation: "start the entropy device's thread",
             source,

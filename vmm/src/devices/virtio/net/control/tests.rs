@@ -1,8 +1,10 @@
 use std::sync::Mutex;
 
 use super::*;
+use crate::devices::virtio::queue_service::{QueueService, Served};
+use crate::devices::virtio::ring::Ring;
 use crate::devices::virtio::test_driver::{
-    NEXT, READ, TestDriver, WRITE, guest_memory, read_bytes, write_bytes,
+    NEXT, READ, TestDriver, TestInterrupt, WRITE, guest_memory, read_bytes, write_bytes,
 };
 
 const REQUEST: u64 = 0x4000;
@@ -33,11 +35,27 @@ impl Target for TestTarget {
     }
 }
 
+/// A control queue of a driver that negotiated `features`.
+fn control(
+    driver: &TestDriver,
+    features: u64,
+    target: &Arc<TestTarget>,
+) -> (QueueService<Control<TestTarget>>, Arc<TestInterrupt>) {
+    let interrupt = Arc::new(TestInterrupt::default());
+    let control = Control::new(Arc::clone(target), features);
+    let ring = Ring::new(driver.queue(), false);
+    (
+        QueueService::new(ring, 2, interrupt.clone(), control),
+        interrupt,
+    )
+}
+
 /// Executes one request and gives its ack and what it did.
-fn execute(features: u64, request: &[u8], target: &TestTarget) -> (u8, Vec<String>) {
+fn execute(features: u64, request: &[u8], target: TestTarget) -> (u8, Vec<String>) {
     let memory = guest_memory(0x10000);
     let mut driver = TestDriver::new(&memory, 0, 16);
-    let mut control = Control::new(Ring::new(driver.queue(), false), features);
+    let target = Arc::new(target);
+    let (mut control, interrupt) = control(&driver, features, &target);
     write_bytes(&memory, REQUEST, request);
     write_bytes(&memory, ACK, &[0xff]);
     // Linux sends the header, the data and the ack in buffers of their own.
@@ -48,13 +66,8 @@ fn execute(features: u64, request: &[u8], target: &TestTarget) -> (u8, Vec<Strin
         (REQUEST + u64::from(lengths[0]), lengths[1], READ),
         (ACK, 1, WRITE),
     ]);
-    let count = std::cell::Cell::new(0);
-    assert!(
-        !control
-            .run(&memory, target, || count.set(count.get() + 1))
-            .unwrap()
-    );
-    assert_eq!(count.get(), 1);
+    assert_eq!(control.serve(&memory).unwrap(), Served::All);
+    assert_eq!(interrupt.count(2), 1);
     assert_eq!(driver.take_used(), Some((head, 1)));
     let commands = target.commands.lock().unwrap().clone();
     (read_bytes(&memory, ACK, 1)[0], commands)
@@ -124,7 +137,7 @@ fn commands_are_executed_or_refused() {
         ),
     ];
     for (what, features, request, ack, commands) in cases {
-        let (got, done) = execute(*features, request, &TestTarget::default());
+        let (got, done) = execute(*features, request, TestTarget::default());
         assert_eq!(
             (got, &done[..]),
             (
@@ -142,17 +155,17 @@ fn what_the_host_refuses_is_told() {
         refuses: true,
         ..TestTarget::default()
     };
-    assert_eq!(execute(FEATURES, &[4, 0, 3, 0], &target), (1, vec![]));
+    assert_eq!(execute(FEATURES, &[4, 0, 3, 0], target), (1, vec![]));
 }
 
 #[test]
 fn a_command_without_room_for_its_ack_is_executed_and_given_back() {
     let memory = guest_memory(0x10000);
     let mut driver = TestDriver::new(&memory, 0, 16);
-    let mut control = Control::new(Ring::new(driver.queue(), false), FEATURES);
+    let (mut control, _) = control(&driver, FEATURES, &Arc::default());
     write_bytes(&memory, REQUEST, &[4, 0, 1, 0]);
     let head = driver.offer_chain(&[(REQUEST, 4, READ)]);
-    control.run(&memory, &TestTarget::default(), || {}).unwrap();
+    control.serve(&memory).unwrap();
     assert_eq!(driver.take_used(), Some((head, 0)));
 }
 
@@ -166,11 +179,11 @@ fn malformed_chains_end_the_queue() {
     for chain in chains {
         let memory = guest_memory(0x10000);
         let mut driver = TestDriver::new(&memory, 0, 16);
-        let mut control = Control::new(Ring::new(driver.queue(), false), FEATURES);
+        let (mut control, _) = control(&driver, FEATURES, &Arc::default());
         for (index, (buffer, next)) in (0..).zip(chain) {
             driver.set_descriptor(index, buffer, next);
         }
         driver.offer(0);
-        assert!(control.run(&memory, &TestTarget::default(), || {}).is_err());
+        assert!(control.serve(&memory).is_err());
     }
 }

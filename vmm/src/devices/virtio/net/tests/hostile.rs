@@ -1,5 +1,7 @@
 //! Queues full of noise: whatever a driver writes, a round ends, and nothing panics.
 
+use std::sync::Arc;
+
 use vm_memory::{Bytes, GuestAddress};
 
 use super::TestBackend;
@@ -9,8 +11,9 @@ use crate::devices::virtio::net::counters::Tally;
 use crate::devices::virtio::net::receive::Receiver;
 use crate::devices::virtio::net::transmit::Transmitter;
 use crate::devices::virtio::net::{BUDGET_FRAMES, MAX_FRAME};
+use crate::devices::virtio::queue_service::QueueService;
 use crate::devices::virtio::ring::Ring;
-use crate::devices::virtio::test_driver::{TestDriver, guest_memory};
+use crate::devices::virtio::test_driver::{TestDriver, TestInterrupt, guest_memory};
 use crate::memory::GuestMemory;
 
 const SIZE: u16 = 32;
@@ -166,9 +169,10 @@ impl Target for Anything {
 #[test]
 fn noise_in_the_control_queue_does_no_harm() {
     for_each_seed(|_, memory, ring| {
-        let mut control = Control::new(ring, u64::MAX);
+        let control = Control::new(Arc::new(Anything), u64::MAX);
+        let mut control = QueueService::new(ring, 2, Arc::new(TestInterrupt::default()), control);
         for _ in 0..4 {
-            if control.run(memory, &Anything, || {}).is_err() {
+            if control.serve(memory).is_err() {
                 break;
             }
         }

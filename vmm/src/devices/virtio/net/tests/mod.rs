@@ -7,6 +7,7 @@ mod pairs;
 mod tap;
 mod tap_interface;
 mod throughput;
+mod vhost;
 
 use std::collections::VecDeque;
 use std::io;

@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::devices::virtio::device::{Activation, ActiveQueue, VirtioDevice as _};
 use crate::devices::virtio::net::HEADER_SIZE;
+use crate::devices::virtio::net::counters::Counters;
 use crate::devices::virtio::net::device::Net;
 use crate::devices::virtio::test_driver::{
     READ, TestDriver, TestInterrupt, WRITE, eventually, guest_memory, read_bytes, write_bytes,
@@ -263,9 +264,14 @@ impl Nic {
         read_bytes(&self.memory, address + 0x1000, 1)[0]
     }
 
+    /// What the VMM's workers have counted.
+    pub(super) fn counters(&self) -> Arc<Counters> {
+        self.net.counters().expect("the VMM's workers count")
+    }
+
     /// Waits until the device has dropped so many frames for the guest.
     pub(super) fn wait_dropped(&self, count: u64) {
-        let counters = self.net.counters();
+        let counters = self.counters();
         eventually("frames are dropped", || {
             counters.received.dropped() >= count
         });

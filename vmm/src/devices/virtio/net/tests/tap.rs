@@ -54,7 +54,7 @@ fn frames_pass_both_ways_byte_for_byte() {
                 nic.send(0, PLAIN, &sent);
                 assert_eq!(interface.receive(is_ours).expect("the frame"), sent);
             }
-            let counters = nic.net.counters();
+            let counters = nic.counters();
             eventually("all frames are counted", || {
                 counters.received.frames() >= 600 && counters.sent.frames() == 600
             });
@@ -109,7 +109,7 @@ fn frames_wait_on_the_host_until_there_are_buffers() {
         for number in 0..50 {
             assert_eq!(nic.wait_frame(0, ours).bytes, frame(500, number));
         }
-        assert_eq!(nic.net.counters().received.dropped(), 0);
+        assert_eq!(nic.counters().received.dropped(), 0);
     });
 }
 
@@ -260,7 +260,7 @@ fn a_large_segment_of_the_guest_reaches_the_host() {
             assert_eq!(received.len(), segment.len());
             assert_eq!(received[66..], segment[66..]);
         }
-        assert_eq!(nic.net.counters().sent.dropped(), 0);
+        assert_eq!(nic.counters().sent.dropped(), 0);
     });
 }
 
@@ -348,7 +348,7 @@ fn the_kernel_refuses_hostile_headers_and_the_next_frame_passes() {
         }
         nic.send(0, PLAIN, &[1, 2, 3]);
         nic.wait_sent(0);
-        let counters = nic.net.counters();
+        let counters = nic.counters();
         eventually("frames are refused", || counters.sent.dropped() >= 20);
         nic.send(0, PLAIN, &good);
         assert_eq!(
@@ -373,7 +373,7 @@ fn a_broken_queue_leaves_the_other_one_at_work() {
             let sent = interface.receive(|frame| is_ours(frame) && frame.len() == 70);
             assert_eq!(sent.expect("a frame"), frame(70, number));
         }
-        assert_eq!(nic.net.counters().received.frames(), 0);
+        assert_eq!(nic.counters().received.frames(), 0);
         // A reset makes it whole again.
         nic.net.reset();
         let mut nic = Nic::start(nic.net, 0);
@@ -427,7 +427,7 @@ fn an_interface_that_goes_away_takes_the_link_down() {
         for number in 0..100 {
             nic.send(0, PLAIN, &frame(100, number));
         }
-        let counters = nic.net.counters();
+        let counters = nic.counters();
         eventually("all frames are dropped", || counters.sent.dropped() == 100);
         nic.net.reset();
     });
@@ -442,7 +442,7 @@ fn an_interface_that_is_down_loses_frames_until_it_is_up() {
         interface.set_up(false);
         nic.send(0, PLAIN, &frame(100, 1));
         nic.wait_sent(0);
-        let counters = nic.net.counters();
+        let counters = nic.counters();
         eventually("the frame is dropped", || counters.sent.dropped() == 1);
         interface.set_up(true);
         let good = frame(100, 2);

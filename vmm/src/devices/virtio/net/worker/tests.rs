@@ -57,8 +57,10 @@ fn a_slow_host_makes_the_guest_wait_and_loses_nothing() {
     let shared = Arc::new(Shared {
         memory: SharedMemory::new(memory.clone()),
         interrupt: Arc::new(TestInterrupt::default()),
-        steering: Steering::new(vec![Arc::new(SlowHost(guest))], 1).unwrap(),
+        steering: Arc::new(Steering::new(vec![Arc::new(SlowHost(guest))], 1).unwrap()),
         counters: Arc::clone(&counters),
+        receive_rate: Rate::default(),
+        send_rate: Rate::default(),
         link_up: Arc::new(AtomicBool::new(true)),
     });
     let kick = EventFd::new(EFD_NONBLOCK).unwrap();

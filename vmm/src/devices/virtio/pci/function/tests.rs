@@ -60,6 +60,7 @@ fn bench() -> Bench {
         Box::new(Device(calls.clone())),
         SharedMemory::new(memory),
         host.clone(),
+        3,
     )
     .unwrap();
     Bench {

@@ -1,4 +1,8 @@
+use std::sync::Arc;
+
 use super::*;
+use crate::devices::virtio::queue_service::{QueueService, Served};
+use crate::devices::virtio::ring::Ring;
 use crate::devices::virtio::test_driver::{
     READ, TestDriver, TestInterrupt, WRITE, guest_memory, read_bytes,
 };
@@ -19,14 +23,13 @@ impl ReadVolatile for Sevens {
 }
 
 fn worker<S: ReadVolatile>(
-    memory: &GuestMemory,
     driver: &TestDriver,
     source: S,
-) -> (Worker<S>, Arc<TestInterrupt>) {
+) -> (QueueService<Fill<S>>, Arc<TestInterrupt>) {
     let interrupt = Arc::new(TestInterrupt::default());
-    let shared = SharedMemory::new(memory.clone());
+    let ring = Ring::new(driver.queue(), false);
     (
-        Worker::new(shared, driver.queue(), false, interrupt.clone(), source),
+        QueueService::new(ring, 0, interrupt.clone(), Fill::new(source)),
         interrupt,
     )
 }
@@ -35,10 +38,10 @@ fn worker<S: ReadVolatile>(
 fn buffers_are_filled() {
     let memory = guest_memory(0x10000);
     let mut driver = TestDriver::new(&memory, 0, 16);
-    let (mut worker, interrupt) = worker(&memory, &driver, Sevens);
+    let (mut worker, interrupt) = worker(&driver, Sevens);
     let first = driver.offer_chain(&[(0x1000, 300, WRITE), (0x2000, 5, WRITE)]);
     let second = driver.offer_chain(&[(0x3000, 1, WRITE)]);
-    assert_eq!(worker.serve().unwrap(), Served::All);
+    assert_eq!(worker.serve(&memory).unwrap(), Served::All);
     assert_eq!(driver.take_used(), Some((first, 305)));
     assert_eq!(driver.take_used(), Some((second, 1)));
     assert_eq!(
@@ -53,35 +56,22 @@ fn buffers_are_filled() {
 fn one_request_is_bounded() {
     let memory = guest_memory(0x100000);
     let mut driver = TestDriver::new(&memory, 0, 16);
-    let (mut worker, _) = worker(&memory, &driver, Sevens);
+    let (mut worker, _) = worker(&driver, Sevens);
     let head = driver.offer_chain(&[(0x10000, 0xf000, WRITE), (0x20000, 0x80000, WRITE)]);
-    worker.serve().unwrap();
+    worker.serve(&memory).unwrap();
     assert_eq!(driver.take_used(), Some((head, 0x10000)));
     assert_eq!(read_bytes(&memory, 0x20fff, 2), [7, 0]);
-}
-
-#[test]
-fn one_round_is_bounded() {
-    let memory = guest_memory(0x10000);
-    let mut driver = TestDriver::new(&memory, 0, 128);
-    let (mut worker, _) = worker(&memory, &driver, Sevens);
-    for _ in 0..=BUDGET {
-        driver.offer_chain(&[(0x4000, 8, WRITE)]);
-    }
-    assert_eq!(worker.serve().unwrap(), Served::Budget);
-    assert_eq!(worker.serve().unwrap(), Served::All);
-    assert_eq!(usize::from(driver.used_index()), BUDGET + 1);
 }
 
 #[test]
 fn what_cannot_be_filled_ends_the_device() {
     let memory = guest_memory(0x10000);
     let mut driver = TestDriver::new(&memory, 0, 16);
-    let (mut worker, _) = worker(&memory, &driver, Sevens);
+    let (mut worker, _) = worker(&driver, Sevens);
     driver.offer_chain(&[(0x1000, 8, READ)]);
     assert!(matches!(
-        worker.serve(),
-        Err(WorkerError::Chain(ChainError::Direction))
+        worker.serve(&memory),
+        Err(FillError::Chain(ChainError::Direction))
     ));
 }
 
@@ -89,7 +79,7 @@ fn what_cannot_be_filled_ends_the_device() {
 fn a_source_that_ends_is_an_error() {
     let memory = guest_memory(0x10000);
     let mut driver = TestDriver::new(&memory, 0, 16);
-    let (mut worker, _) = worker(&memory, &driver, &[1_u8, 2][..]);
+    let (mut worker, _) = worker(&driver, &[1_u8, 2][..]);
     driver.offer_chain(&[(0x1000, 8, WRITE)]);
-    assert!(matches!(worker.serve(), Err(WorkerError::Source(_))));
+    assert!(matches!(worker.serve(&memory), Err(FillError::Source(_))));
 }
