@@ -7,6 +7,7 @@ use std::path::Path;
 
 use hull_agent_protocol::agent::SetNetworkRequest;
 use hull_vmm_protocol::config::NetConfig;
+use serde::{Deserialize, Serialize};
 
 use super::discover::Snapshot;
 use super::error::Error;
@@ -28,7 +29,7 @@ const BRIDGE_FILTERS: [&str; 3] = [
 ];
 
 /// What the caller wants of the network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Options {
     /// How uplinks are wired.
     pub model: Model,
@@ -148,12 +149,17 @@ impl Reconciliation<'_, '_> {
     /// whole; the others follow their uplinks. Gives the ids of those taken apart.
     fn release_what_is_broken(&mut self) -> Result<Vec<String>, Error> {
         let links = self.netlink.links()?;
+        let carriers = uplink::carriers(self.netlink, &links)?;
         let mut released = Vec::new();
         for nic in self.state.nics.clone() {
-            let uplink = links.indexed(nic.uplink.ifindex);
-            match uplink.filter(|uplink| is_whole(&nic, uplink, &links)) {
-                Some(uplink) => self.follow(&nic, uplink, &links)?,
-                None => {
+            let uplink = links
+                .indexed(nic.uplink.ifindex)
+                .filter(|uplink| !carriers.contains(&uplink.index));
+            match uplink {
+                Some(uplink) if is_whole(self.netlink, &nic, uplink, &links)? => {
+                    self.follow(&nic, uplink, &links)?;
+                }
+                _ => {
                     undo::release(self.netlink, self.state, nic.index, true, self.persist)?;
                     released.push(nic.id());
                 }
@@ -200,12 +206,13 @@ impl Reconciliation<'_, '_> {
     fn wire_what_is_new(&mut self) -> Result<(Vec<NewNic>, Vec<NotCarried>), Error> {
         let mut new_nics = Vec::new();
         let mut not_carried = Vec::new();
-        let Some(wiring) = model::wiring(self.options.model) else {
-            return Ok((new_nics, not_carried));
-        };
         let snapshot = Snapshot::take(self.netlink)?;
-        for link in uplink::without_nic(&snapshot.links, &self.state.nics) {
-            match self.wire(&snapshot, wiring, link) {
+        let carriers = uplink::carriers(self.netlink, &snapshot.links)?;
+        for link in uplink::without_nic(&snapshot.links, &carriers, &self.state.nics) {
+            let Some(wiring) = model::suited(self.options.model, link) else {
+                continue;
+            };
+            match self.wire(&snapshot, &carriers, wiring, link) {
                 Ok(nic) => new_nics.push(nic),
                 Err(Refusal::Unsuitable(reason)) => {
                     if uplink::is_in_use(&snapshot, link) {
@@ -247,12 +254,14 @@ impl Reconciliation<'_, '_> {
     fn wire(
         &mut self,
         snapshot: &Snapshot,
+        carriers: &HashSet<u32>,
         wiring: &dyn Wiring,
         link: &Link,
     ) -> Result<NewNic, Refusal> {
         let uplink = Uplink::inspect(
             self.netlink,
             &snapshot.links,
+            carriers,
             &self.state.nics,
             wiring,
             link,
@@ -296,12 +305,15 @@ impl Reconciliation<'_, '_> {
         let own_neighbours = neighbours.filter(|(index, _)| *index == link.index);
         Ok(NicState {
             index: self.free_index(&snapshot.links)?,
-            model: self.options.model,
+            model: wiring.model(),
             uplink: UplinkState {
                 name: link.name.clone(),
                 ifindex: link.index,
                 mac: uplink.mac,
                 arp: link.does_arp(),
+                all_groups: wiring
+                    .opens_multicast_filter(link)
+                    .then(|| link.takes_all_groups()),
                 ipv6: ipv6_settings(wiring, link)?,
             },
             mtu: uplink.mtu,
@@ -358,7 +370,16 @@ fn ipv6_settings(wiring: &dyn Wiring, link: &Link) -> Result<Vec<SavedSetting>, 
 }
 
 /// Whether a NIC can stay: its uplink is what it was, and everything between the two is in place.
-fn is_whole(nic: &NicState, uplink: &Link, links: &Links) -> bool {
-    model::wiring(nic.model).is_some_and(|wiring| wiring.is_intact(nic, uplink, links))
-        && uplink.mtu <= nic.mtu.into()
+fn is_whole(
+    netlink: &Netlink,
+    nic: &NicState,
+    uplink: &Link,
+    links: &Links,
+) -> Result<bool, Error> {
+    match model::wiring(nic.model) {
+        Some(wiring) if uplink.mtu <= nic.mtu.into() => {
+            wiring.is_intact(netlink, nic, uplink, links)
+        }
+        _ => Ok(false),
+    }
 }
