@@ -18,7 +18,6 @@ use std::time::Duration;
 use hull_vmm_protocol::config::{FsConfig, JAIL_SHARE, VmConfig, VsockConfig};
 
 use crate::agent_client::{AgentClient, AgentError};
-use crate::cgroup::Cgroup;
 use crate::config::{Config, SandboxConfig, VmSize};
 use crate::container::{ContainerId, in_use};
 use crate::network::{Model, Netns, NetworkState};
@@ -120,7 +119,6 @@ impl Sandbox {
             network_options: wanted.network.clone(),
             network: NetworkState::default(),
             vcpus: wanted.size.vcpus,
-            cgroup: None,
             vmm: None,
         };
         let sandbox = Self {
@@ -224,21 +222,6 @@ impl Sandbox {
         Ok(agent)
     }
 
-    /// Puts its VM into `cgroup`, which is the sandbox's to remove then.
-    ///
-    /// # Errors
-    /// The cgroup cannot be had, or the record not be written.
-    pub fn enter(&mut self, cgroup: &Cgroup) -> Result<(), crate::Error> {
-        cgroup.add(self.vmm()?)?;
-        self.record.cgroup = Some(cgroup.clone());
-        Ok(self.save()?)
-    }
-
-    /// Whether its VM is in `cgroup`.
-    pub fn is_in(&self, cgroup: &Cgroup) -> bool {
-        self.record.cgroup.as_ref() == Some(cgroup)
-    }
-
     /// Gives the VM the shared directory.
     fn attach_share_device(&self) -> Result<(), VmmError> {
         Control::connect(&self.directory())?.attach_fs(FsConfig {
@@ -284,9 +267,6 @@ impl Sandbox {
     /// Something cannot be undone, or a directory cannot be removed.
     pub fn end_and_remove(mut self) -> Result<(), crate::Error> {
         self.end_keeping(Keep::Nothing)?;
-        if let Some(cgroup) = &self.record.cgroup {
-            cgroup.remove()?;
-        }
         Ok(self.store.remove_sandbox(&self.record.id)?)
     }
 

@@ -330,7 +330,6 @@ pub(crate) mod tests_support {
             lifecycle: Lifecycle::Creating,
             creator: None,
             proxy: None,
-            cgroup: None,
             guest_pid: None,
             poststart: vec![],
             poststop: vec![],
@@ -349,7 +348,6 @@ pub(crate) mod tests_support {
             network_options: Options::default(),
             network: NetworkState::default(),
             vcpus: 1,
-            cgroup: None,
             vmm: None,
         }
     }
