@@ -3,6 +3,7 @@
 
 use crate::agent_client::AgentError;
 use crate::bundle::BundleError;
+use crate::cgroup::CgroupError;
 use crate::config::ConfigError;
 use crate::container::{ContainerError, IdError};
 use crate::hooks::HookError;
@@ -24,6 +25,8 @@ pub enum Error {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Bundle(#[from] BundleError),
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     #[error(transparent)]
     Container(#[from] ContainerError),
     #[error(transparent)]
@@ -89,7 +92,11 @@ impl Error {
             Self::Store(StoreError::NotFound { .. } | StoreError::NoSandbox { .. }) => {
                 ErrorKind::NotFound
             }
-            Self::Store(_) | Self::Share(_) | Self::Network(_) | Self::Proxy(_) => ErrorKind::Host,
+            Self::Cgroup(_)
+            | Self::Store(_)
+            | Self::Share(_)
+            | Self::Network(_)
+            | Self::Proxy(_) => ErrorKind::Host,
             Self::Rootfs(error) => match error {
                 RootfsError::NotInPath { .. } | RootfsError::NoProgram { .. } => {
                     ErrorKind::ProgramNotFound

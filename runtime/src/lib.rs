@@ -6,6 +6,7 @@
 
 pub mod agent_client;
 pub mod bundle;
+pub mod cgroup;
 pub mod config;
 pub mod container;
 pub mod error;
@@ -35,6 +36,8 @@ pub struct Runtime {
     pub store: Store,
     /// The configuration.
     pub config: Config,
+    /// Whether systemd makes the cgroups of containers.
+    pub systemd_cgroup: bool,
     /// Where messages go, also those of process proxies.
     pub log: LogSettings,
 }

@@ -2,6 +2,7 @@
 //! (`cargo xtask testbed test`) is a machine that has these.
 
 mod bad_input;
+mod cgroup;
 mod exec;
 mod hooks;
 mod lifecycle;

@@ -112,6 +112,12 @@ impl Bundle {
         self.spec.annotations().clone().unwrap_or_default()
     }
 
+    /// Where its cgroup is to be, if it says so.
+    pub fn cgroups_path(&self) -> Option<&Path> {
+        let linux = self.spec.linux().as_ref()?;
+        linux.cgroups_path().as_deref()
+    }
+
     /// Its hooks.
     pub fn hooks(&self) -> Hooks {
         self.spec.hooks().clone().unwrap_or_default()

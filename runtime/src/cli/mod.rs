@@ -70,7 +70,7 @@ struct Global {
     /// The configuration file [default: /etc/hull/config.toml, if it is there]
     #[arg(long, value_name = "FILE", env = "HULL_CONFIG")]
     config: Option<PathBuf>,
-    /// Taken for callers of runc: limits are set on cgroups in the guest, which has no systemd
+    /// Have systemd make the containers' cgroups on the host
     #[arg(long)]
     systemd_cgroup: bool,
     /// Only "auto" and "false" are taken: hull runs as root
@@ -218,6 +218,7 @@ impl Global {
             .with_context(|| format!("--root {}", self.root.display()))?;
         Ok(Runtime {
             store: Store::new(root),
+            systemd_cgroup: self.systemd_cgroup,
             config: Config::load(self.config.as_deref()).map_err(hull_runtime::Error::from)?,
             log,
         })

@@ -1,7 +1,7 @@
 //! `create`: everything up to the point at which the container's program is about to run.
 //!
 //! What has been done when a step fails is undone by the drop of what it made, in reverse: the sandbox, then the
-//! proxy, then `poststop` hooks, then the id. The order of the steps:
+//! proxy, the cgroup, then `poststop` hooks, then the id. The order of the steps:
 //!
 //! 1. The bundle is read and checked, and the id reserved.
 //! 2. The network namespace is opened or made, and the process proxy born in it: hooks and engines want its pid.
@@ -17,11 +17,12 @@ use std::time::SystemTime;
 
 use nix::unistd::{Uid, User};
 
-use super::placement::{Placement, resolve_namespace};
+use super::placement::{Placement, is_pod_sandbox, resolve_namespace};
 use super::state::{State, Status};
 use super::{Console, ContainerError, ContainerId, write_pid_file};
 use crate::Runtime;
 use crate::bundle::Bundle;
+use crate::cgroup::{Cgroup, PendingCgroup};
 use crate::config::{SandboxConfig, annotated_model};
 use crate::error::{Error, chain};
 use crate::hooks::{self, HookKind};
@@ -77,11 +78,13 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
     let resolve =
         |kind, path: &Path| resolve_namespace(store, placement.sandbox.as_ref(), kind, path);
     let guest = rootfs::translate(&options.id, &bundle, &resolve)?;
-    let mut record = new_record(options, &bundle, &placement)?;
+    let cgroup = Cgroup::of(bundle.cgroups_path(), runtime.systemd_cgroup, &options.id)?;
+    let mut record = new_record(options, &bundle, &placement, &cgroup)?;
     store.save_container(&record)?;
     stopwatch.phase("validate");
 
     let mut poststop = Poststop::new(&bundle);
+    let pending_cgroup = PendingCgroup::new(cgroup.clone());
     let proxy = NewProxy::spawn(
         Some(&placement.netns),
         &Setup {
@@ -91,6 +94,7 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
             origin: stopwatch.origin(),
         },
     )?;
+    cgroup.add(proxy.identity())?;
     record.proxy = Some(proxy.identity());
     store.save_container(&record)?;
     stopwatch.phase("proxy");
@@ -105,15 +109,23 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
             sandbox.check_model(annotated_model(&annotations)?)?;
             PendingSandbox::join(sandbox, &options.id)
         }
-        None => PendingSandbox::boot(
-            store,
-            &runtime.config,
-            &options.id,
-            &netns,
-            netns_path,
-            proxy.identity(),
-            wanted,
-        )?,
+        None => {
+            let size = wanted.size;
+            let mut sandbox = PendingSandbox::boot(
+                store,
+                &runtime.config,
+                &options.id,
+                &netns,
+                netns_path,
+                proxy.identity(),
+                wanted,
+            )?;
+            sandbox.sandbox()?.enter(&cgroup)?;
+            if let Some(limits) = resources.filter(|_| !is_pod_sandbox(&annotations)) {
+                cgroup.limit(limits, size.memory_mib)?;
+            }
+            sandbox
+        }
     };
     stopwatch.phase("vmm_spawn");
 
@@ -156,6 +168,7 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
         }
     })?;
     sandbox.keep();
+    pending_cgroup.keep();
     poststop.disarm();
     reservation.keep();
     Ok(Created {
@@ -201,6 +214,7 @@ fn new_record(
     options: &CreateOptions,
     bundle: &Bundle,
     placement: &Placement,
+    cgroup: &Cgroup,
 ) -> Result<ContainerRecord, Error> {
     let hooks = bundle.hooks();
     let uid = Uid::effective();
@@ -224,6 +238,7 @@ fn new_record(
         lifecycle: Lifecycle::Creating,
         creator: Some(ProcessIdentity::own().map_err(ContainerError::OwnProcess)?),
         proxy: None,
+        cgroup: Some(cgroup.clone()),
         guest_pid: None,
         poststart: HookKind::Poststart.of(&hooks).to_vec(),
         poststop: HookKind::Poststop.of(&hooks).to_vec(),

@@ -47,13 +47,21 @@ pub fn delete(runtime: &Runtime, id: &ContainerId, force: bool) -> Result<(), Er
     }
     // A proxy that outlived its VM is about to end, and one without a VM must not be left.
     reap_proxy(&record)?;
+    let mut cgroup = record.cgroup.as_ref();
     match Sandbox::open(store, &record.sandbox_id) {
-        Ok(sandbox) => leave(sandbox, id, force)?,
+        Ok(sandbox) => {
+            // The one that the VM is in goes with the sandbox.
+            cgroup = cgroup.filter(|cgroup| !sandbox.is_in(cgroup));
+            leave(sandbox, id, force)?;
+        }
         // `create` may have been killed before there was one.
         Err(StoreError::NoSandbox { .. }) => {
             remove_recordless_sandbox(runtime, &record.sandbox_id, id)?
         }
         Err(error) => return Err(error.into()),
+    }
+    if let Some(cgroup) = cgroup {
+        cgroup.remove()?;
     }
     run_poststop(&record, &record.bundle);
     store.remove_container(id)?;

@@ -124,6 +124,9 @@ fn start(
             origin: Moment::now(),
         },
     )?;
+    if let Some(cgroup) = &record.cgroup {
+        cgroup.add(proxy.identity())?;
+    }
     // The proxy's pid alone could come again while the agent still knows the one before.
     let identity = proxy.identity();
     let exec_id = format!("exec-{}-{}", identity.pid, identity.start_time);

@@ -29,6 +29,9 @@ const POD_ANNOTATIONS: [(&str, &str, &str); 2] = [
     ),
 ];
 
+/// The value of the same annotations for the container that only holds a pod's namespaces.
+const POD_SANDBOX: &str = "sandbox";
+
 /// The network namespace of a container, and the sandbox that is in it already.
 #[derive(Debug)]
 pub(super) struct Placement {
@@ -109,6 +112,15 @@ fn pod_of(annotations: &HashMap<String, String>) -> Option<ContainerId> {
                 .filter(|value| value == container)
                 .and_then(|_| annotations.get(*sandbox)?.parse().ok())
         })
+}
+
+/// Whether an engine says that the container is the one which only holds a pod's namespaces.
+pub(super) fn is_pod_sandbox(annotations: &HashMap<String, String>) -> bool {
+    POD_ANNOTATIONS.iter().any(|(kind, ..)| {
+        annotations
+            .get(*kind)
+            .is_some_and(|value| value == POD_SANDBOX)
+    })
 }
 
 /// The sandbox `id`, if its VM runs once its lock is had.

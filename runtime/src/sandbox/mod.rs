@@ -18,6 +18,7 @@ use std::time::Duration;
 use hull_vmm_protocol::config::{FsConfig, JAIL_SHARE, VmConfig, VsockConfig};
 
 use crate::agent_client::{AgentClient, AgentError};
+use crate::cgroup::Cgroup;
 use crate::config::{Config, SandboxConfig, VmSize};
 use crate::container::{ContainerId, in_use};
 use crate::network::{Model, Netns, NetworkState};
@@ -67,6 +68,9 @@ pub enum SandboxError {
         /// The sandbox.
         id: ContainerId,
     },
+    /// vhost-net is there, and cannot be had.
+    #[error("/dev/vhost-net")]
+    Vhost(#[source] io::Error),
     /// The host's randomness cannot be read.
     #[error("/dev/urandom")]
     Entropy(#[source] io::Error),
@@ -118,7 +122,9 @@ impl Sandbox {
             netns_holder: holder,
             network_options: wanted.network.clone(),
             network: NetworkState::default(),
+            nics: wanted.nics.clone(),
             vcpus: wanted.size.vcpus,
+            cgroup: None,
             vmm: None,
         };
         let sandbox = Self {
@@ -222,6 +228,21 @@ impl Sandbox {
         Ok(agent)
     }
 
+    /// Puts its VM into `cgroup`, which is the sandbox's to remove then.
+    ///
+    /// # Errors
+    /// The cgroup cannot be had, or the record not be written.
+    pub fn enter(&mut self, cgroup: &Cgroup) -> Result<(), crate::Error> {
+        cgroup.add(self.vmm()?)?;
+        self.record.cgroup = Some(cgroup.clone());
+        Ok(self.save()?)
+    }
+
+    /// Whether its VM is in `cgroup`.
+    pub fn is_in(&self, cgroup: &Cgroup) -> bool {
+        self.record.cgroup.as_ref() == Some(cgroup)
+    }
+
     /// Gives the VM the shared directory.
     fn attach_share_device(&self) -> Result<(), VmmError> {
         Control::connect(&self.directory())?.attach_fs(FsConfig {
@@ -267,6 +288,9 @@ impl Sandbox {
     /// Something cannot be undone, or a directory cannot be removed.
     pub fn end_and_remove(mut self) -> Result<(), crate::Error> {
         self.end_keeping(Keep::Nothing)?;
+        if let Some(cgroup) = &self.record.cgroup {
+            cgroup.remove()?;
+        }
         Ok(self.store.remove_sandbox(&self.record.id)?)
     }
 

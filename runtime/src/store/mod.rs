@@ -330,6 +330,7 @@ pub(crate) mod tests_support {
             lifecycle: Lifecycle::Creating,
             creator: None,
             proxy: None,
+            cgroup: None,
             guest_pid: None,
             poststart: vec![],
             poststop: vec![],
@@ -347,7 +348,9 @@ pub(crate) mod tests_support {
             },
             network_options: Options::default(),
             network: NetworkState::default(),
+            nics: crate::config::NicSettings::default(),
             vcpus: 1,
+            cgroup: None,
             vmm: None,
         }
     }

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use oci_spec::runtime::Hook;
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::Cgroup;
+use crate::config::NicSettings;
 use crate::container::ContainerId;
 use crate::network::{NetworkState, Options};
 use crate::process_identity::ProcessIdentity;
@@ -36,6 +38,9 @@ pub struct ContainerRecord {
     pub creator: Option<ProcessIdentity>,
     /// Its process proxy.
     pub proxy: Option<ProcessIdentity>,
+    /// Its cgroup on the host; none in a record that is older than the cgroup.
+    #[serde(default)]
+    pub cgroup: Option<Cgroup>,
     /// The pid of its first process in the guest, as the agent sees it.
     pub guest_pid: Option<u32>,
     /// Hooks that run after `create`, when the bundle may have changed or gone.
@@ -73,8 +78,14 @@ pub struct SandboxRecord {
     pub network_options: Options,
     /// What was done to the network namespace.
     pub network: NetworkState,
+    /// How its NICs move packets.
+    #[serde(default)]
+    pub nics: NicSettings,
     /// vCPUs that the guest shall have.
     pub vcpus: u8,
+    /// The cgroup that the VM is in, its first container's, once it is.
+    #[serde(default)]
+    pub cgroup: Option<Cgroup>,
     /// Its `hull-vmm` process; none before it was started, and after its end was seen to.
     pub vmm: Option<ProcessIdentity>,
 }

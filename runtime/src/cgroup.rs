@@ -1,0 +1,228 @@
+//! The cgroups of containers on the host. A container's process proxies are in its cgroup, and so is the VM that was
+//! made for it, with all its threads: the host accounts for a pod and bounds it where its engine looks. What a
+//! container's limits mean for its own processes, the guest sees to.
+//!
+//! A pod's sandbox container bounds nothing here: its limits are those of a program that only waits, and the VM in its
+//! cgroup serves the whole pod, which the engine's own cgroup above it bounds.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use libcgroups::common::{
+    AnyCgroupManager, AnyManagerError, CgroupConfig, CgroupManager, ControllerOpt,
+    CreateCgroupSetupError, create_cgroup_manager,
+};
+use nix_of_libcgroups::unistd::Pid;
+use oci_spec::runtime::{LinuxMemory, LinuxResources};
+use serde::{Deserialize, Serialize};
+
+use crate::container::ContainerId;
+use crate::process_identity::ProcessIdentity;
+
+const MIB: i64 = 1 << 20;
+/// What a VMM and the proxies of a pod may take beside the guest's memory, in MiB.
+const VMM_OVERHEAD_MIB: u32 = 64;
+
+/// How a cgroup of the host cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// The host's cgroups, or systemd's, are not as they need be.
+    #[error("cgroup {}", path.display())]
+    SetUp {
+        /// The cgroup.
+        path: PathBuf,
+        /// Why not.
+        source: Box<CreateCgroupSetupError>,
+    },
+    /// The host refused a change.
+    #[error("{operation} cgroup {}", path.display())]
+    Change {
+        /// What was to be done.
+        operation: &'static str,
+        /// The cgroup.
+        path: PathBuf,
+        /// Why not.
+        source: Box<AnyManagerError>,
+    },
+    /// Processes of others are in it.
+    #[error("cgroup {} has processes in it already", path.display())]
+    Taken {
+        /// The cgroup.
+        path: PathBuf,
+    },
+    /// The cgroup of this process cannot be told.
+    #[error("/proc/self/cgroup")]
+    Own(#[source] io::Error),
+}
+
+/// A container's cgroup on the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cgroup {
+    /// `linux.cgroupsPath` (config-linux.md "Cgroups Path"): below the mount point of cgroups, or, for systemd,
+    /// `slice:prefix:name`.
+    path: PathBuf,
+    /// Whether systemd makes it.
+    by_systemd: bool,
+    container: ContainerId,
+}
+
+impl Cgroup {
+    /// The cgroup that a configuration names, which has no processes yet. One that names none has it beside that of this
+    /// process, by the container's id.
+    ///
+    /// # Errors
+    /// See [`CgroupError`].
+    pub fn of(
+        path: Option<&Path>,
+        by_systemd: bool,
+        container: &ContainerId,
+    ) -> Result<Self, CgroupError> {
+        let path = match path {
+            Some(path) if !path.as_os_str().is_empty() => path.to_owned(),
+            _ if by_systemd => PathBuf::from(format!(":hull:{container}")),
+            _ => beside_own()?.join(container.as_str()),
+        };
+        let cgroup = Self {
+            path,
+            by_systemd,
+            container: container.clone(),
+        };
+        // One that is not there has none.
+        match cgroup.manager()?.get_all_pids() {
+            Ok(pids) if !pids.is_empty() => Err(CgroupError::Taken { path: cgroup.path }),
+            Ok(_) | Err(_) => Ok(cgroup),
+        }
+    }
+
+    /// Puts a process with all its threads into it, and makes it if it is not there.
+    ///
+    /// # Errors
+    /// See [`CgroupError`].
+    pub fn add(&self, process: ProcessIdentity) -> Result<(), CgroupError> {
+        let added = self.manager()?.add_task(Pid::from_raw(process.pid));
+        added.map_err(self.change("add a process to"))
+    }
+
+    /// Bounds what is in it by a container's limits of CPU time, memory and I/O. Where memory is limited, its VM may
+    /// still take all of the `vm_memory_mib` that the guest has, which bounds the container itself.
+    ///
+    /// # Errors
+    /// See [`CgroupError`].
+    pub fn limit(&self, limits: &LinuxResources, vm_memory_mib: u32) -> Result<(), CgroupError> {
+        let mut resources = LinuxResources::default();
+        resources
+            .set_cpu(limits.cpu().clone())
+            .set_block_io(limits.block_io().clone())
+            .set_memory(
+                limits
+                    .memory()
+                    .as_ref()
+                    .map(|own| of_vm(own, vm_memory_mib)),
+            );
+        let limits = ControllerOpt {
+            resources: &resources,
+            disable_oom_killer: false,
+            oom_score_adj: None,
+            freezer_state: None,
+        };
+        self.manager()?.apply(&limits).map_err(self.change("limit"))
+    }
+
+    /// Removes it, and ends what is still in it.
+    ///
+    /// # Errors
+    /// See [`CgroupError`].
+    pub fn remove(&self) -> Result<(), CgroupError> {
+        self.manager()?.remove().map_err(self.change("remove"))
+    }
+
+    fn manager(&self) -> Result<AnyCgroupManager, CgroupError> {
+        let config = CgroupConfig {
+            cgroup_path: self.path.clone(),
+            systemd_cgroup: self.by_systemd,
+            container_name: self.container.to_string(),
+        };
+        create_cgroup_manager(config).map_err(|source| CgroupError::SetUp {
+            path: self.path.clone(),
+            source: Box::new(source),
+        })
+    }
+
+    fn change(&self, operation: &'static str) -> impl Fn(AnyManagerError) -> CgroupError {
+        let path = self.path.clone();
+        move |source| CgroupError::Change {
+            operation,
+            path: path.clone(),
+            source: Box::new(source),
+        }
+    }
+}
+
+/// A cgroup that is being filled; dropping it removes it.
+#[derive(Debug)]
+pub struct PendingCgroup(Option<Cgroup>);
+
+impl PendingCgroup {
+    /// Fills `cgroup`.
+    pub fn new(cgroup: Cgroup) -> Self {
+        Self(Some(cgroup))
+    }
+
+    /// It stays.
+    pub fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for PendingCgroup {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.0.take().map(|cgroup| cgroup.remove()) {
+            tracing::warn!(error = %crate::error::chain(&error), "undoing a cgroup");
+        }
+    }
+}
+
+/// Where the cgroup of this process is.
+fn beside_own() -> Result<PathBuf, CgroupError> {
+    let text = std::fs::read_to_string("/proc/self/cgroup").map_err(CgroupError::Own)?;
+    // Version 2 has the one line with no controllers.
+    let own = text.lines().find_map(|line| line.strip_prefix("0::"));
+    let own = Path::new(own.unwrap_or("/"));
+    Ok(own.parent().unwrap_or(own).to_owned())
+}
+
+/// The memory limits of a VM with so much memory, whose container has the limits `own`.
+fn of_vm(own: &LinuxMemory, memory_mib: u32) -> LinuxMemory {
+    let mut memory = *own;
+    // Neither none nor "no limit".
+    if let Some(own_limit @ 1..) = own.limit() {
+        let limit = own_limit.max(MIB * i64::from(memory_mib.saturating_add(VMM_OVERHEAD_MIB)));
+        memory.set_limit(Some(limit));
+        // Of memory and swap together (config-linux.md "Memory"): the swap stays as it is.
+        if let Some(swap @ 1..) = own.swap() {
+            memory.set_swap(Some(swap.saturating_add(limit - own_limit)));
+        }
+    }
+    memory
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vm_may_take_what_its_guest_has() {
+        let mut own = LinuxMemory::default();
+        own.set_limit(Some(100 * MIB)).set_swap(Some(150 * MIB));
+        let memory = of_vm(&own, 228);
+        let limit = MIB * i64::from(228 + VMM_OVERHEAD_MIB);
+        assert_eq!(memory.limit(), Some(limit));
+        assert_eq!(memory.swap(), Some(limit + 50 * MIB));
+        own.set_swap(Some(-1));
+        assert_eq!(of_vm(&own, 228).swap(), Some(-1));
+        own.set_limit(Some(i64::MAX)).set_swap(Some(i64::MAX));
+        assert_eq!(of_vm(&own, 228), own);
+        own.set_limit(Some(-1));
+        assert_eq!(of_vm(&own, 228), own);
+    }
+}

@@ -1,0 +1,98 @@
+//! The containers' cgroups on the host.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use hull_tests::command::eventually;
+use hull_tests::{Bundle, Hull, LeakCheck};
+use serde_json::json;
+
+const MOUNT: &str = "/sys/fs/cgroup";
+
+fn cgroup(path: &str) -> PathBuf {
+    Path::new(MOUNT).join(path)
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path)
+        .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        .trim()
+        .to_owned()
+}
+
+/// The programs of the processes in a cgroup.
+fn programs(cgroup: &Path) -> Vec<String> {
+    let mut programs: Vec<_> = read(&cgroup.join("cgroup.procs"))
+        .lines()
+        .map(|pid| read(Path::new(&format!("/proc/{pid}/comm"))))
+        .collect();
+    programs.sort();
+    programs
+}
+
+#[test]
+fn the_vm_and_its_proxies_are_in_the_containers_cgroup_with_its_limits() {
+    let leaks = LeakCheck::new();
+    let hull = Hull::new();
+    let bundle = Bundle::new(&["sleep", "1000"]).with(|config| {
+        config["linux"]["cgroupsPath"] = json!("/hull-cases/one");
+        config["linux"]["resources"] = json!({
+            "memory": { "limit": 100 << 20, "swap": 100 << 20 },
+            "cpu": { "quota": 50_000, "period": 100_000, "shares": 512 },
+        });
+        config["annotations"] = json!({ "dev.hull.memory_mib": "256" });
+    });
+    hull.create(&bundle, "c");
+    hull.hull(&["start", "c"]).expect(0);
+    let cgroup = cgroup("hull-cases/one");
+    assert!(programs(&cgroup).starts_with(&["hull".into(), "hull-vmm".into()]));
+    assert_eq!(read(&cgroup.join("cpu.max")), "50000 100000");
+    // The whole guest has room, and the container its limit in it.
+    let limit: u64 = read(&cgroup.join("memory.max")).parse().unwrap();
+    assert!((256 << 20..512 << 20).contains(&limit), "{limit}");
+    assert_eq!(read(&cgroup.join("memory.swap.max")), "0");
+    let inside = hull.hull(&["exec", "c", "cat", "/sys/fs/cgroup/memory.max"]);
+    assert_eq!(inside.expect(0).text().trim(), (100 << 20).to_string());
+
+    // A process that is executed later has its proxy there too.
+    let before = programs(&cgroup).len();
+    hull.hull(&["exec", "--detach", "c", "sleep", "1000"])
+        .expect(0);
+    assert_eq!(programs(&cgroup).len(), before + 1);
+    hull.hull(&["delete", "--force", "c"]).expect(0);
+    assert!(eventually(|| !cgroup.exists()));
+    leaks.nothing_left(&hull.root());
+    fs::remove_dir(cgroup.parent().unwrap()).unwrap();
+}
+
+#[test]
+fn a_cgroup_that_is_in_use_is_refused_and_one_that_failed_is_removed() {
+    let leaks = LeakCheck::new();
+    let hull = Hull::new();
+    let path = cgroup("hull-cases-taken");
+    fs::create_dir(&path).unwrap();
+    let mut stranger = std::process::Command::new("sleep")
+        .arg("1000")
+        .spawn()
+        .unwrap();
+    fs::write(path.join("cgroup.procs"), stranger.id().to_string()).unwrap();
+    let bundle = Bundle::new(&["true"])
+        .with(|config| config["linux"]["cgroupsPath"] = json!("/hull-cases-taken"));
+    hull.run(&bundle, "c")
+        .expect_error(&["hull-cases-taken", "processes"]);
+    assert!(
+        stranger.try_wait().unwrap().is_none(),
+        "it was not to be killed"
+    );
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+    assert!(eventually(|| fs::remove_dir(&path).is_ok()));
+
+    let bundle = Bundle::new(&["true"]).with(|config| {
+        config["linux"]["cgroupsPath"] = json!("/hull-cases-failed");
+        config["hooks"] = json!({ "createRuntime": [{ "path": "/bin/false" }] });
+    });
+    hull.run(&bundle, "c").expect_error(&["hook"]);
+    assert!(!cgroup("hull-cases-failed").exists());
+    leaks.nothing_left(&hull.root());
+}
