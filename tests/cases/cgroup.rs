@@ -42,7 +42,7 @@ fn the_vm_and_its_proxies_are_in_the_containers_cgroup_with_its_limits() {
         });
         config["annotations"] = json!({ "dev.hull.memory_mib": "256" });
     });
-    hull.create(&bundle, "c");
+    let _pid_file = hull.create(&bundle, "c");
     hull.hull(&["start", "c"]).expect(0);
     let cgroup = cgroup("hull-cases/one");
     assert!(programs(&cgroup).starts_with(&["hull".into(), "hull-vmm".into()]));
