@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::ConfigError;
+use super::{ConfigError, Vhost};
 use crate::network::Model;
 
 #[derive(Debug, Default, Deserialize)]
@@ -44,6 +44,7 @@ pub(super) struct Sandbox {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Network {
     pub(super) model: Option<Model>,
+    pub(super) vhost: Option<Vhost>,
 }
 
 impl ConfigFile {

@@ -1,8 +1,9 @@
 //! The configuration: what a file says (file.rs), what each container may ask of its sandbox (sandbox.rs): of the VM
-//! (sizing.rs) and of the network (network.rs), and here what holds in the end.
+//! (sizing.rs), of the network (network.rs) and of its NICs (nics.rs), and here what holds in the end.
 
 mod file;
 mod network;
+mod nics;
 mod sandbox;
 mod sizing;
 
@@ -13,6 +14,7 @@ use std::time::Duration;
 use crate::network::Model;
 use file::ConfigFile;
 pub use network::annotated_model;
+pub use nics::{Limits, NicSettings, Vhost};
 pub use sandbox::SandboxConfig;
 pub use sizing::VmSize;
 
@@ -48,6 +50,16 @@ pub enum ConfigError {
         /// What it should be.
         expected: &'static str,
     },
+    /// An annotation is not known, or its value is not one.
+    #[error("annotation {name} is {value:?}: {expected}")]
+    Annotation {
+        /// The annotation.
+        name: String,
+        /// What it is.
+        value: String,
+        /// What it should be.
+        expected: &'static str,
+    },
     /// hull cannot find out where it is itself.
     #[error("cannot find the path of hull's own program")]
     OwnProgram(#[source] io::Error),
@@ -76,6 +88,8 @@ pub struct Config {
     pub boot_limit: Duration,
     /// How the network namespace of a sandbox is wired that nothing else is asked for.
     pub network_model: Model,
+    /// Who moves the packets of NICs.
+    pub vhost: Vhost,
 }
 
 impl Config {
@@ -137,6 +151,7 @@ impl Config {
             memory_overhead_mib: sandbox.memory_overhead_mib.unwrap_or(128),
             boot_limit,
             network_model: network.model.unwrap_or_default(),
+            vhost: network.vhost.unwrap_or_default(),
         })
     }
 }
@@ -188,6 +203,7 @@ mod tests {
             "[paths]\nkernel = 'vmlinux'",
             "[paths]\nkernal = '/vmlinux'",
             "[network]\nmodel = 'magic'",
+            "[network]\nvhost = 'maybe'",
             "sandbox",
         ] {
             resolve(text).unwrap_err();

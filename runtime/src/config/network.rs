@@ -8,20 +8,25 @@ use serde::de::IntoDeserializer;
 use super::{Config, ConfigError};
 use crate::network::{Model, Options};
 
+/// The most queue pairs of a NIC: more vCPUs share them.
+const MAX_QUEUE_PAIRS: u8 = 8;
+
 /// The annotation that chooses the model.
 const MODEL: &str = "dev.hull.network.model";
 
-/// What is wanted of the network of a sandbox that is made for a container with these annotations.
+/// What is wanted of the network of a sandbox with `vcpus` that is made for a container with these annotations. Each
+/// vCPU has a pair of queues of its own, so that none waits for another.
 ///
 /// # Errors
 /// See [`annotated_model`].
 pub(super) fn options(
     config: &Config,
     annotations: &HashMap<String, String>,
+    vcpus: u8,
 ) -> Result<Options, ConfigError> {
     Ok(Options {
         model: annotated_model(annotations)?.unwrap_or(config.network_model),
-        queue_pairs: 1,
+        queue_pairs: vcpus.clamp(1, MAX_QUEUE_PAIRS).into(),
     })
 }
 
@@ -55,7 +60,7 @@ mod tests {
         let file = ConfigFile::parse(Path::new("c.toml"), file)?;
         let config = Config::resolve(file, Path::new("/usr"))?;
         let annotations = annotation.map(|name| (MODEL.to_owned(), name.to_owned()));
-        Ok(options(&config, &annotations.into_iter().collect())?.model)
+        Ok(options(&config, &annotations.into_iter().collect(), 1)?.model)
     }
 
     #[test]
@@ -69,6 +74,15 @@ mod tests {
         ] {
             let file = "[network]\nmodel = 'tc'";
             assert_eq!(model(file, Some(name)).unwrap(), chosen);
+        }
+    }
+
+    #[test]
+    fn each_vcpu_has_queues_of_its_own_up_to_a_bound() {
+        let config = Config::resolve(ConfigFile::default(), Path::new("/usr")).unwrap();
+        for (vcpus, pairs) in [(1, 1), (2, 2), (8, 8), (32, 8)] {
+            let options = options(&config, &HashMap::new(), vcpus).unwrap();
+            assert_eq!(options.queue_pairs, pairs);
         }
     }
 

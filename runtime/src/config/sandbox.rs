@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use oci_spec::runtime::LinuxResources;
 
 use super::sizing::{VmSize, host_memory_mib};
-use super::{Config, ConfigError, network};
+use super::{Config, ConfigError, NicSettings, network};
 use crate::network::Options;
 
 /// A sandbox that is to be made.
@@ -15,6 +15,8 @@ pub struct SandboxConfig {
     pub size: VmSize,
     /// Its network.
     pub network: Options,
+    /// How its NICs move packets.
+    pub nics: NicSettings,
 }
 
 impl SandboxConfig {
@@ -27,9 +29,11 @@ impl SandboxConfig {
         annotations: &HashMap<String, String>,
         resources: Option<&LinuxResources>,
     ) -> Result<Self, ConfigError> {
+        let size = VmSize::of(config, annotations, resources, host_memory_mib())?;
         Ok(Self {
-            size: VmSize::of(config, annotations, resources, host_memory_mib())?,
-            network: network::options(config, annotations)?,
+            size,
+            network: network::options(config, annotations, size.vcpus)?,
+            nics: NicSettings::of(config, annotations)?,
         })
     }
 }

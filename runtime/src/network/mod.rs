@@ -42,6 +42,7 @@ mod sysctl;
 mod tap;
 mod undo;
 mod uplink;
+mod vhost;
 
 pub use error::{Error, NetlinkError};
 pub use mac::{MacAddress, ParseMacError};
@@ -51,6 +52,7 @@ pub use state::{
     Model, NetworkState, NicState, SavedNeighbour, SavedSetting, SavedSysctl, UplinkState,
 };
 pub use undo::undo;
+pub use vhost::open_vhost;
 
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,8 @@ use hull_agent_protocol::agent::SetNetworkRequest;
 
 use super::{Keep, Sandbox, SandboxError};
 use crate::agent_client::AgentClient;
-use crate::network::{self, Model, Netns, NetworkState, NotCarried};
+use crate::config::{Limits, Vhost};
+use crate::network::{self, Model, Netns, NetworkState, NewNic, NotCarried, open_vhost};
 use crate::vmm_process::Control;
 
 /// How long the guest may take to see a NIC that was just attached, in milliseconds.
@@ -78,13 +79,34 @@ impl Sandbox {
             let_go(&control, &wanted.detach, staying, agent)?;
         }
         for nic in wanted.attach {
-            control.attach_net(&nic.config, &nic.taps)?;
+            self.attach_nic(&control, nic)?;
         }
         wanted.guest.wait_ms = NIC_LIMIT_MS;
         for failure in agent.set_network(&wanted.guest)? {
             tracing::warn!("the guest's network: {failure}");
         }
         Ok(())
+    }
+
+    /// Gives the VM a NIC, whose packets move as the sandbox's settings have it.
+    fn attach_nic(&self, control: &Control, nic: NewNic) -> Result<(), crate::Error> {
+        let NewNic { mut config, taps } = nic;
+        let mut descriptors = taps;
+        let nics = self.record.network.nics.iter();
+        let uplink = nics.filter(|nic| nic.id() == config.id).next_back();
+        let limits = uplink.map_or_else(Limits::default, |nic| {
+            self.record.nics.limits_of(&nic.uplink.name)
+        });
+        (config.receive_limit, config.send_limit) = (limits.receive, limits.send);
+        // The kernel's mover of packets knows no bounds.
+        if self.record.nics.vhost == Vhost::Auto
+            && limits.are_none()
+            && let Some(vhosts) = open_vhost(descriptors.len()).map_err(SandboxError::Vhost)?
+        {
+            config.vhost = true;
+            descriptors.extend(vhosts);
+        }
+        Ok(control.attach_net(&config, &descriptors)?)
     }
 
     /// The sandbox's network namespace; nothing if it is gone.
