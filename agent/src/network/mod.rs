@@ -5,6 +5,7 @@
 //! interface is its NIC's permanent MAC address. What cannot be applied is told in a sentence each, and the rest is.
 
 mod address;
+mod channels;
 mod dns;
 mod link;
 mod neighbour;
@@ -14,6 +15,7 @@ mod route;
 mod rule;
 mod wanted;
 
+pub use channels::use_queue_pairs;
 pub use dns::write_resolv_conf;
 pub use netlink::NetlinkError;
 pub use pci::{Sysfs, rescan as rescan_pci};
@@ -207,6 +209,11 @@ impl Network {
         tokio::task::spawn_blocking(move || rescan_pci(&path))
             .await
             .map_err(io::Error::other)?
+    }
+
+    /// The directory of all network interfaces.
+    pub fn interfaces(&self) -> &Path {
+        &self.sysfs.interfaces
     }
 
     /// The file that has the kernel look for new PCI devices.

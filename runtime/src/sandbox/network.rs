@@ -92,8 +92,8 @@ impl Sandbox {
     fn attach_nic(&self, control: &Control, nic: NewNic) -> Result<(), crate::Error> {
         let NewNic { mut config, taps } = nic;
         let mut descriptors = taps;
-        let nics = self.record.network.nics.iter();
-        let uplink = nics.filter(|nic| nic.id() == config.id).next_back();
+        let mut nics = self.record.network.nics.iter();
+        let uplink = nics.rfind(|nic| nic.id() == config.id);
         let limits = uplink.map_or_else(Limits::default, |nic| {
             self.record.nics.limits_of(&nic.uplink.name)
         });
