@@ -124,6 +124,7 @@ impl Error {
                 _ => ErrorKind::Sandbox,
             },
             Self::Sandbox(SandboxError::OtherModel { .. }) => ErrorKind::InvalidInput,
+            Self::Sandbox(SandboxError::TooSmall { .. }) => ErrorKind::Unsupported,
             Self::Sandbox(_) | Self::Vmm(_) => ErrorKind::Sandbox,
         }
     }

@@ -13,6 +13,7 @@ mod remove;
 mod signal;
 pub mod spec;
 mod start;
+mod update;
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -108,6 +109,9 @@ pub enum Error {
     /// The container's device rules.
     #[error(transparent)]
     Devices(#[from] DeviceError),
+    /// A limit of its cgroup.
+    #[error("limit the container")]
+    Limit(#[source] Box<libcgroups::v2::manager::V2ManagerError>),
     /// A number that is no signal.
     #[error("{0} is no signal")]
     BadSignal(u32),

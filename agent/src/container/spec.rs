@@ -300,6 +300,17 @@ fn confine(linux: &mut Linux, id: &str, guest: &Guest) -> Result<(), SpecError> 
     Ok(())
 }
 
+/// Reads an OCI resources object and makes it hold in the guest. Device rules stay as the container was made with them.
+///
+/// # Errors
+/// See [`SpecError`].
+pub fn resources_for_guest(json: &[u8], guest: &Guest) -> Result<LinuxResources, SpecError> {
+    let mut resources: LinuxResources = serde_json::from_slice(json).map_err(SpecError::Parse)?;
+    resources.set_devices(None);
+    limit(&mut resources, guest);
+    Ok(resources)
+}
+
 fn limit(resources: &mut LinuxResources, guest: &Guest) {
     resources
         .set_block_io(None)

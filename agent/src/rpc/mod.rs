@@ -17,7 +17,7 @@ use hull_agent_protocol::agent::{
     OnlineCpusResponse, ProcessRequest, ProcessResponse, ReseedEntropyRequest,
     ResizeTerminalRequest, SetClockRequest, SetDnsRequest, SetHostnameRequest, SetNetworkRequest,
     SetNetworkResponse, SignalProcessRequest, StatsContainerResponse, UnmountStorageRequest,
-    WaitProcessResponse,
+    UpdateContainerRequest, WaitProcessResponse,
 };
 use hull_agent_protocol::agent_ttrpc::{Agent, create_agent};
 use ttrpc::r#async::{Server, TtrpcContext};
@@ -282,6 +282,17 @@ impl Agent for Service {
         Ok(Empty::new())
     }
 
+    async fn update_container(
+        &self,
+        _: &TtrpcContext,
+        request: UpdateContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        self.containers
+            .update(&request.container_id, &request.resources)
+            .map_err(status)?;
+        Ok(Empty::new())
+    }
+
     async fn stats_container(
         &self,
         _: &TtrpcContext,
@@ -341,6 +352,13 @@ impl Agent for Service {
         let online = blocking(move || machine::bring_online(root, request.count))
             .await?
             .map_err(internal)?;
+        let interfaces = self.network.interfaces().to_owned();
+        let queues = blocking(move || network::use_queue_pairs(&interfaces, online)).await?;
+        // The network works with fewer.
+        match queues {
+            Ok(failures) => failures.iter().for_each(|failure| tracing::warn!("{failure}")),
+            Err(error) => tracing::warn!(%error, "queues of NICs"),
+        }
         Ok(OnlineCpusResponse {
             online,
             ..Default::default()

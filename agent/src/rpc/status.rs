@@ -47,6 +47,7 @@ impl Coded for container::Error {
             Self::Devices(DeviceError::Rule { .. }) => Code::INVALID_ARGUMENT,
             Self::Devices(_)
             | Self::File { .. }
+            | Self::Limit(_)
             | Self::Stdio(_)
             | Self::Start(_)
             | Self::Signal(_) => Code::INTERNAL,

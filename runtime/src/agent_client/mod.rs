@@ -16,7 +16,8 @@ use hull_agent_protocol::agent::{
     HealthResponse, ListProcessesResponse, MountStorageRequest, OnlineCpusRequest,
     OnlineCpusResponse, ProcessRequest, ProcessResponse, ReseedEntropyRequest,
     ResizeTerminalRequest, SetClockRequest, SetHostnameRequest, SetNetworkRequest,
-    SetNetworkResponse, SignalProcessRequest, WaitProcessResponse,
+    SetNetworkResponse, SignalProcessRequest, StatsContainerResponse, UpdateContainerRequest,
+    WaitProcessResponse,
 };
 use hull_agent_protocol::ports;
 
@@ -308,6 +309,35 @@ impl AgentClient {
     /// See [`AgentError`].
     pub fn resume_container(&mut self, id: &ContainerId) -> Result<(), AgentError> {
         self.container_call("ResumeContainer", id)
+    }
+
+    /// Sets limits of a container anew; those that `resources` does not name stay.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub fn update_container(
+        &mut self,
+        id: &ContainerId,
+        resources: Vec<u8>,
+    ) -> Result<(), AgentError> {
+        let request = UpdateContainerRequest {
+            container_id: id.to_string(),
+            resources,
+            ..Default::default()
+        };
+        let _: Empty = self.call("UpdateContainer", &request)?;
+        Ok(())
+    }
+
+    /// What a container uses.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub fn stats_container(
+        &mut self,
+        id: &ContainerId,
+    ) -> Result<StatsContainerResponse, AgentError> {
+        self.call("StatsContainer", &container_request(id))
     }
 
     /// Tells a process's terminal its size, in characters.

@@ -4,6 +4,7 @@
 
 mod create;
 mod delete;
+mod events;
 mod exec;
 mod features;
 mod kill;
@@ -16,6 +17,7 @@ mod run;
 mod spec;
 mod start;
 mod state;
+mod update;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -88,6 +90,9 @@ enum LogFormat {
 enum Verb {
     Create(create::Arguments),
     Delete(delete::Arguments),
+    #[command(hide = true)]
+    Checkpoint(Unsupported),
+    Events(events::Arguments),
     Exec(Box<exec::Arguments>),
     Features(features::Arguments),
     Kill(kill::Arguments),
@@ -96,11 +101,21 @@ enum Verb {
     #[command(hide = true)]
     ProcessProxy(process_proxy::Arguments),
     Ps(ps::Arguments),
+    #[command(hide = true)]
+    Restore(Unsupported),
     Resume(resume::Arguments),
     Run(run::Arguments),
     Spec(spec::Arguments),
     Start(start::Arguments),
     State(state::Arguments),
+    Update(Box<update::Arguments>),
+}
+
+/// A verb of runc that hull refuses, whatever its options.
+#[derive(Args)]
+struct Unsupported {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    _all: Vec<String>,
 }
 
 /// Runs the verb that this process's arguments name.
@@ -162,6 +177,8 @@ impl Verb {
         match self {
             Self::Create(_) => ("create", 1),
             Self::Delete(_) => ("delete", 1),
+            Self::Checkpoint(_) => ("checkpoint", 1),
+            Self::Events(_) => ("events", 1),
             Self::Exec(_) => ("exec", 255),
             Self::Features(_) => ("features", 1),
             Self::Kill(_) => ("kill", 1),
@@ -169,11 +186,13 @@ impl Verb {
             Self::Pause(_) => ("pause", 1),
             Self::ProcessProxy(_) => ("process-proxy", 1),
             Self::Ps(_) => ("ps", 1),
+            Self::Restore(_) => ("restore", 1),
             Self::Resume(_) => ("resume", 1),
             Self::Run(_) => ("run", 1),
             Self::Spec(_) => ("spec", 1),
             Self::Start(_) => ("start", 1),
             Self::State(_) => ("state", 1),
+            Self::Update(_) => ("update", 1),
         }
     }
 }
@@ -183,12 +202,16 @@ impl Cli {
         match self.verb {
             Verb::Features(arguments) => return features::run(&arguments),
             Verb::Spec(arguments) => return spec::run(&arguments),
+            Verb::Checkpoint(_) | Verb::Restore(_) => {
+                bail!("a VM cannot be checkpointed by the programs in it")
+            }
             _ => {}
         }
         let runtime = self.global.runtime(log)?;
         match self.verb {
             Verb::Create(arguments) => create::run(&runtime, arguments),
             Verb::Delete(arguments) => delete::run(&runtime, &arguments),
+            Verb::Events(arguments) => events::run(&runtime, &arguments),
             Verb::Exec(arguments) => exec::run(&runtime, *arguments),
             Verb::Kill(arguments) => kill::run(&runtime, &arguments),
             Verb::List(arguments) => list::run(&runtime, &arguments),
@@ -198,7 +221,12 @@ impl Cli {
             Verb::Run(arguments) => run::run(&runtime, arguments),
             Verb::Start(arguments) => start::run(&runtime, &arguments),
             Verb::State(arguments) => state::run(&runtime, &arguments),
-            Verb::Features(_) | Verb::Spec(_) | Verb::ProcessProxy(_) => Ok(0),
+            Verb::Update(arguments) => update::run(&runtime, *arguments),
+            Verb::Features(_)
+            | Verb::Spec(_)
+            | Verb::ProcessProxy(_)
+            | Verb::Checkpoint(_)
+            | Verb::Restore(_) => Ok(0),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use oci_spec::runtime::LinuxResources;
 
-use super::sizing::{VmSize, host_memory_mib};
+use super::sizing::VmSize;
 use super::{Config, ConfigError, NicSettings, network};
 use crate::network::Options;
 
@@ -29,7 +29,8 @@ impl SandboxConfig {
         annotations: &HashMap<String, String>,
         resources: Option<&LinuxResources>,
     ) -> Result<Self, ConfigError> {
-        let size = VmSize::of(config, annotations, resources, host_memory_mib())?;
+        let limits = resources.map_or_else(VmSize::default, VmSize::of_limits);
+        let size = VmSize::of(config, annotations, limits)?;
         Ok(Self {
             size,
             network: network::options(config, annotations, size.vcpus)?,

@@ -2,8 +2,10 @@
 //! annotations say.
 
 use std::collections::HashMap;
+use std::fmt;
 
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxMemory, LinuxResources};
+use serde::{Deserialize, Serialize};
 
 use super::{Config, ConfigError};
 
@@ -16,7 +18,7 @@ const MAX_VCPUS: u8 = 32;
 const MIN_MEMORY_MIB: u64 = 64;
 
 /// A VM's size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmSize {
     /// 1 to 32.
     pub vcpus: u8,
@@ -24,34 +26,51 @@ pub struct VmSize {
     pub memory_mib: u32,
 }
 
+impl fmt::Display for VmSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} vCPUs and {} MiB", self.vcpus, self.memory_mib)
+    }
+}
+
 impl VmSize {
-    /// The size of the VM of a container with these annotations and limits. A memory limit beyond the host's memory
-    /// (engines write very large numbers for "none") asks for no more than `host_memory_mib`.
+    /// What a container may use at the most with these limits; zero where there is none. A memory limit beyond the
+    /// host's memory (engines write very large numbers for "none") is none beyond that.
+    pub fn of_limits(limits: &LinuxResources) -> Self {
+        Self {
+            vcpus: vcpus_of_quota(limits),
+            memory_mib: memory_of_limit(limits).min(host_memory_mib()),
+        }
+    }
+
+    /// The size of the VM of a container with these annotations, which may use so much.
     ///
     /// # Errors
     /// An annotation is no number, or out of range.
     pub fn of(
         config: &Config,
         annotations: &HashMap<String, String>,
-        resources: Option<&LinuxResources>,
-        host_memory_mib: u32,
+        limits: Self,
     ) -> Result<Self, ConfigError> {
         let vcpus = match annotations.get(VCPUS) {
             Some(value) => vcpus(VCPUS, number(VCPUS, value)?)?,
-            None => config.vcpus.max(vcpus_of_quota(resources)),
+            None => config.vcpus.max(limits.vcpus),
         };
         let memory_mib = match annotations.get(MEMORY) {
             Some(value) => memory(MEMORY, number(MEMORY, value)?)?,
-            None => config
-                .memory_mib
-                .max(memory_of_limit(config, resources).min(host_memory_mib)),
+            None if limits.memory_mib > 0 => {
+                let limit = limits.memory_mib;
+                config
+                    .memory_mib
+                    .max(limit.saturating_add(config.memory_overhead_mib))
+            }
+            None => config.memory_mib,
         };
         Ok(Self { vcpus, memory_mib })
     }
 }
 
-fn vcpus_of_quota(resources: Option<&LinuxResources>) -> u8 {
-    let cpu = resources.and_then(|resources| resources.cpu().as_ref());
+fn vcpus_of_quota(limits: &LinuxResources) -> u8 {
+    let cpu = limits.cpu().as_ref();
     let Some((quota, period)) = cpu.and_then(|cpu| Some((cpu.quota()?, cpu.period()?))) else {
         return 0;
     };
@@ -64,19 +83,14 @@ fn vcpus_of_quota(resources: Option<&LinuxResources>) -> u8 {
     }
 }
 
-fn memory_of_limit(config: &Config, resources: Option<&LinuxResources>) -> u32 {
-    let memory = resources.and_then(|resources| resources.memory().as_ref());
-    let limit = memory
-        .and_then(oci_spec::runtime::LinuxMemory::limit)
-        .unwrap_or(0);
+/// In MiB.
+fn memory_of_limit(limits: &LinuxResources) -> u32 {
+    let limit = limits.memory().as_ref().and_then(LinuxMemory::limit);
     // Negative is "no limit".
-    let limit = u64::try_from(limit).unwrap_or(0);
-    if limit == 0 {
-        return 0;
-    }
-    u32::try_from(limit.div_ceil(1024 * 1024))
-        .unwrap_or(u32::MAX)
-        .saturating_add(config.memory_overhead_mib)
+    let limit = limit
+        .and_then(|limit| u64::try_from(limit).ok())
+        .unwrap_or(0);
+    u32::try_from(limit.div_ceil(1024 * 1024)).unwrap_or(u32::MAX)
 }
 
 fn number(name: &'static str, value: &str) -> Result<u64, ConfigError> {
@@ -110,7 +124,7 @@ pub(super) fn memory(name: &'static str, value: u64) -> Result<u32, ConfigError>
 }
 
 /// The host's memory in MiB; no bound if it cannot be read.
-pub(super) fn host_memory_mib() -> u32 {
+fn host_memory_mib() -> u32 {
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     meminfo
         .lines()
@@ -134,7 +148,7 @@ mod tests {
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
             .collect();
         let resources = serde_json::from_str(resources).unwrap();
-        VmSize::of(&config, &annotations, Some(&resources), 16_384)
+        VmSize::of(&config, &annotations, VmSize::of_limits(&resources))
     }
 
     #[test]
@@ -144,7 +158,11 @@ mod tests {
             (r#"{"memory":{"limit":67108864}}"#, 1, 512),
             (r#"{"memory":{"limit":1073741825}}"#, 1, 1153),
             (r#"{"memory":{"limit":-1}}"#, 1, 512),
-            (r#"{"memory":{"limit":9223372036854771712}}"#, 1, 16_384),
+            (
+                r#"{"memory":{"limit":9223372036854771712}}"#,
+                1,
+                host_memory_mib() + 128,
+            ),
             (r#"{"cpu":{"quota":250000,"period":100000}}"#, 3, 512),
             (r#"{"cpu":{"quota":-1,"period":100000}}"#, 1, 512),
             (r#"{"cpu":{"quota":100000,"period":0}}"#, 1, 512),

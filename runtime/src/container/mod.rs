@@ -3,6 +3,7 @@
 
 mod create;
 mod delete;
+mod events;
 mod exec;
 mod id;
 mod kill;
@@ -15,6 +16,7 @@ mod spec;
 mod start;
 mod state;
 mod streams;
+mod update;
 
 use std::path::PathBuf;
 
@@ -22,6 +24,7 @@ use crate::error::ErrorKind;
 
 pub use create::{CreateOptions, Created, create};
 pub use delete::delete;
+pub use events::{Event, Stats, events};
 pub use exec::{ExecOptions, ExecProcess, exec, parse_capability};
 pub use id::{ContainerId, IdError};
 pub use kill::{kill, parse_signal};
@@ -33,6 +36,7 @@ pub use spec::default_spec;
 pub use start::start;
 pub use state::{State, Status, in_use, state};
 pub use streams::Console;
+pub use update::update;
 
 /// How a verb fails for reasons of its own.
 #[derive(Debug, thiserror::Error)]

@@ -62,6 +62,18 @@ pub enum SandboxError {
         /// The container's.
         asked: Model,
     },
+    /// More is asked for than the VM has, and it does not grow.
+    #[error(
+        "sandbox {id} has a VM of {has}, too small for the limits, which take {wanted}; a VM keeps its size"
+    )]
+    TooSmall {
+        /// The sandbox.
+        id: ContainerId,
+        /// What the VM has.
+        has: VmSize,
+        /// What it would need.
+        wanted: VmSize,
+    },
     /// The VM of the sandbox has ended.
     #[error("the VM of sandbox {id} is not running")]
     NotRunning {
@@ -123,7 +135,7 @@ impl Sandbox {
             network_options: wanted.network.clone(),
             network: NetworkState::default(),
             nics: wanted.nics.clone(),
-            vcpus: wanted.size.vcpus,
+            size: wanted.size,
             cgroup: None,
             vmm: None,
         };
@@ -153,7 +165,28 @@ impl Sandbox {
 
     /// How many vCPUs its guest shall have.
     pub fn vcpus(&self) -> u8 {
-        self.record.vcpus
+        self.record.size.vcpus
+    }
+
+    /// How much memory its guest has, in MiB.
+    pub fn memory_mib(&self) -> u32 {
+        self.record.size.memory_mib
+    }
+
+    /// Checks that its VM is so large.
+    ///
+    /// # Errors
+    /// It is smaller.
+    pub fn check_holds(&self, wanted: VmSize) -> Result<(), SandboxError> {
+        let has = self.record.size;
+        if wanted.vcpus > has.vcpus || wanted.memory_mib > has.memory_mib {
+            return Err(SandboxError::TooSmall {
+                id: self.record.id.clone(),
+                has,
+                wanted,
+            });
+        }
+        Ok(())
     }
 
     /// The Unix socket by which its guest is reached.

@@ -349,7 +349,10 @@ pub(crate) mod tests_support {
             network_options: Options::default(),
             network: NetworkState::default(),
             nics: crate::config::NicSettings::default(),
-            vcpus: 1,
+            size: crate::config::VmSize {
+                vcpus: 1,
+                memory_mib: 64,
+            },
             cgroup: None,
             vmm: None,
         }

@@ -7,7 +7,7 @@ use oci_spec::runtime::Hook;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Cgroup;
-use crate::config::NicSettings;
+use crate::config::{NicSettings, VmSize};
 use crate::container::ContainerId;
 use crate::network::{NetworkState, Options};
 use crate::process_identity::ProcessIdentity;
@@ -81,8 +81,8 @@ pub struct SandboxRecord {
     /// How its NICs move packets.
     #[serde(default)]
     pub nics: NicSettings,
-    /// vCPUs that the guest shall have.
-    pub vcpus: u8,
+    /// What its VM has.
+    pub size: VmSize,
     /// The cgroup that the VM is in, its first container's, once it is.
     #[serde(default)]
     pub cgroup: Option<Cgroup>,

@@ -1,0 +1,241 @@
+//! `events`: what a container uses, in the shape in which runc tells it (its `types/events.go`, which engines read).
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use hull_agent_protocol::agent::StatsContainerResponse;
+use serde::Serialize;
+
+use super::state::{Status, status};
+use super::{ContainerError, ContainerId};
+use crate::Runtime;
+use crate::agent_client::AgentClient;
+use crate::error::Error;
+use crate::vmm_process::vsock_socket;
+
+/// One line of `events`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Event {
+    /// `stats`, or `oom`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// The container.
+    pub id: ContainerId,
+    /// What it uses, with `stats`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<Stats>,
+}
+
+/// What a container uses, as its cgroup in the guest has it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Stats {
+    cpu: Cpu,
+    memory: Memory,
+    pids: Pids,
+}
+
+/// In nanoseconds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+struct Cpu {
+    usage: CpuUsage,
+    throttling: Throttling,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+struct CpuUsage {
+    total: u64,
+    kernel: u64,
+    user: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Throttling {
+    periods: u64,
+    throttled_periods: u64,
+    throttled_time: u64,
+}
+
+/// In bytes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+struct Memory {
+    /// Of files that could be read again.
+    cache: u64,
+    usage: Usage,
+    swap: Usage,
+    /// `memory.stat`.
+    raw: HashMap<String, u64>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+struct Usage {
+    limit: u64,
+    usage: u64,
+    max: u64,
+    failcnt: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+struct Pids {
+    current: u64,
+    /// Zero for none.
+    limit: u64,
+}
+
+/// Calls `tell` with what a container uses, again after each `interval`, and when the guest's kernel has ended a process
+/// of it for want of memory; until `tell` says to stop, or the container has ended.
+///
+/// # Errors
+/// It does not run when this begins, or its agent does not answer while it does.
+pub fn events(
+    runtime: &Runtime,
+    id: &ContainerId,
+    interval: Duration,
+    mut tell: impl FnMut(&Event) -> bool,
+) -> Result<(), Error> {
+    let record = runtime.store.container(id)?;
+    let ended = || {
+        matches!(
+            status(&runtime.store, &record),
+            Status::Stopped | Status::Creating
+        )
+    };
+    if ended() {
+        return Err(ContainerError::NotRunning.into());
+    }
+    let socket = vsock_socket(&runtime.store.sandbox_directory(&record.sandbox_id));
+    let mut out_of_memory = None;
+    loop {
+        let answer = AgentClient::connect(&socket).and_then(|mut agent| agent.stats_container(id));
+        let files = match answer {
+            Ok(answer) => Files(answer),
+            Err(_) if ended() => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let kills = files.keyed("memory.events", "oom_kill");
+        let event = |kind, data| Event {
+            kind,
+            id: id.clone(),
+            data,
+        };
+        if out_of_memory.is_some_and(|before| kills > before) && !tell(&event("oom", None)) {
+            return Ok(());
+        }
+        out_of_memory = Some(kills);
+        if !tell(&event("stats", Some(files.stats()))) {
+            return Ok(());
+        }
+        std::thread::sleep(interval);
+        if ended() {
+            return Ok(());
+        }
+    }
+}
+
+/// The files of a container's cgroup (`Documentation/admin-guide/cgroup-v2.rst` of the kernel). A guest may write into
+/// them what it likes: what is no number counts as zero.
+struct Files(StatsContainerResponse);
+
+impl Files {
+    fn text(&self, file: &str) -> &str {
+        self.0.files.get(file).map_or("", |text| text.trim())
+    }
+
+    /// A file that holds one number; one that says `max` holds the largest.
+    fn number(&self, file: &str) -> u64 {
+        match self.text(file) {
+            "max" => u64::MAX,
+            text => text.parse().unwrap_or(0),
+        }
+    }
+
+    /// The lines `key number` of a file.
+    fn table(&self, file: &str) -> impl Iterator<Item = (&str, u64)> {
+        self.text(file).lines().filter_map(|line| {
+            let (key, number) = line.split_once(' ')?;
+            Some((key, number.trim().parse().ok()?))
+        })
+    }
+
+    fn keyed(&self, file: &str, key: &str) -> u64 {
+        self.table(file)
+            .find_map(|(found, number)| (found == key).then_some(number))
+            .unwrap_or(0)
+    }
+
+    fn stats(&self) -> Stats {
+        let nanoseconds = |key| self.keyed("cpu.stat", key).saturating_mul(1000);
+        let raw: HashMap<String, u64> = self
+            .table("memory.stat")
+            .map(|(key, number)| (key.to_owned(), number))
+            .collect();
+        Stats {
+            cpu: Cpu {
+                usage: CpuUsage {
+                    total: nanoseconds("usage_usec"),
+                    kernel: nanoseconds("system_usec"),
+                    user: nanoseconds("user_usec"),
+                },
+                throttling: Throttling {
+                    periods: self.keyed("cpu.stat", "nr_periods"),
+                    throttled_periods: self.keyed("cpu.stat", "nr_throttled"),
+                    throttled_time: nanoseconds("throttled_usec"),
+                },
+            },
+            memory: Memory {
+                cache: raw.get("file").copied().unwrap_or(0),
+                usage: Usage {
+                    limit: self.number("memory.max"),
+                    usage: self.number("memory.current"),
+                    max: self.number("memory.peak"),
+                    failcnt: self.keyed("memory.events", "max"),
+                },
+                swap: Usage {
+                    limit: self.number("memory.swap.max"),
+                    usage: self.number("memory.swap.current"),
+                    ..Usage::default()
+                },
+                raw,
+            },
+            pids: Pids {
+                current: self.number("pids.current"),
+                limit: match self.number("pids.max") {
+                    u64::MAX => 0,
+                    limit => limit,
+                },
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guests_files_become_runcs_numbers() {
+        let mut answer = StatsContainerResponse::new();
+        for (file, text) in [
+            (
+                "cpu.stat",
+                "usage_usec 5\nuser_usec 3\nsystem_usec 2\nnr_periods nonsense\n",
+            ),
+            ("memory.current", "4096\n"),
+            ("memory.max", "max\n"),
+            ("memory.stat", "anon 7\nfile 9\n"),
+            ("pids.current", "2\n"),
+            ("pids.max", "max\n"),
+        ] {
+            answer.files.insert(file.into(), text.into());
+        }
+        let stats = serde_json::to_value(Files(answer).stats()).unwrap();
+        assert_eq!(stats["cpu"]["usage"]["total"], 5000);
+        assert_eq!(stats["cpu"]["throttling"]["periods"], 0);
+        assert_eq!(stats["memory"]["usage"]["usage"], 4096);
+        assert_eq!(stats["memory"]["usage"]["limit"], u64::MAX);
+        assert_eq!(stats["memory"]["cache"], 9);
+        assert_eq!(stats["memory"]["raw"]["anon"], 7);
+        assert_eq!(stats["pids"]["current"], 2);
+        assert_eq!(stats["pids"]["limit"], 0);
+    }
+}
