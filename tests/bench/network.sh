@@ -16,6 +16,7 @@ host=10.66.0.1
 container=10.66.0.2
 netns=bench-network
 work=$(mktemp -d)
+touch "$work/console"
 server=
 
 # Ends what the contender started, and its namespace with all that is in it.
@@ -24,7 +25,7 @@ clear_away() {
         hull) hull --root "$work/hull" delete --force bench || true ;;
         runc) runc --root "$work/runc" delete --force bench || true ;;
         '') ;;
-        *) kill "$server" && wait "$server" || true ;;
+        *) kill "$server" 2>/dev/null && wait "$server" || true ;;
     esac
     server=
     ip netns delete $netns 2>/dev/null || true
@@ -94,8 +95,8 @@ start_qemu() {
     ip -n $netns link set tap0 master br0
     for name in eth0 tap0 br0; do ip -n $netns link set $name up; done
     ip netns exec $netns qemu-system-x86_64 -M "$1" -accel kvm -cpu host -m 512 -smp 1 -nodefaults -no-user-config \
-        -display none -no-reboot -serial none -kernel "$kernel" -initrd "$work/initramfs" \
-        -append "quiet tsc=reliable no_timer_check rcupdate.rcu_expedited=1" \
+        -display none -no-reboot -serial "file:$work/console" -kernel "$kernel" -initrd "$work/initramfs" \
+        -append "quiet console=ttyS0 tsc=reliable no_timer_check rcupdate.rcu_expedited=1" \
         -netdev tap,id=net,ifname=tap0,script=no,downscript=no,vhost=on -device "$2,netdev=net,mac=$mac" \
         </dev/null >"$work/log" 2>&1 &
     server=$!
@@ -105,7 +106,7 @@ start() {
     case $1 in
         runc) start_runc ;;
         q35) start_qemu q35 virtio-net-pci ;;
-        microvm) start_qemu microvm,acpi=off,x-option-roms=off,isa-serial=off,rtc=off,pit=off,pic=off virtio-net-device ;;
+        microvm) start_qemu microvm,acpi=off,x-option-roms=off,isa-serial=on,rtc=off,pit=off,pic=off virtio-net-device ;;
         hull-bridge-vhost) start_hull bridge auto ;;
         hull-bridge) start_hull bridge off ;;
         hull-tc-vhost) start_hull tc auto ;;
@@ -122,7 +123,7 @@ for contender in $contenders; do
     attempts=0
     until "$traffic" measure $container 0 >/dev/null 2>&1; do
         attempts=$((attempts + 1))
-        [ $attempts -lt 100 ] || { cat "$work/log" >&2; exit 1; }
+        [ $attempts -lt 100 ] || { cat "$work/log" "$work/console" >&2; exit 1; }
         sleep 0.3
     done
     "$traffic" measure $container "$seconds" | tee "$work/$contender.figures" >&2
