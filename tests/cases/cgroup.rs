@@ -45,7 +45,7 @@ fn the_vm_and_its_proxies_are_in_the_containers_cgroup_with_its_limits() {
     let _pid_file = hull.create(&bundle, "c");
     hull.hull(&["start", "c"]).expect(0);
     let cgroup = cgroup("hull-cases/one");
-    assert!(programs(&cgroup).starts_with(&["hull".into(), "hull-vmm".into()]));
+    assert!(programs(&cgroup).starts_with(&["hull-proxy".into(), "hull-vmm".into()]));
     assert_eq!(read(&cgroup.join("cpu.max")), "50000 100000");
     // The whole guest has room, and the container its limit in it.
     let limit: u64 = read(&cgroup.join("memory.max")).parse().unwrap();
@@ -94,5 +94,47 @@ fn a_cgroup_that_is_in_use_is_refused_and_one_that_failed_is_removed() {
     });
     hull.run(&bundle, "c").expect_error(&["hook"]);
     assert!(!cgroup("hull-cases-failed").exists());
+    leaks.nothing_left(&hull.root());
+}
+
+#[test]
+fn limits_change_while_the_container_runs() {
+    let leaks = LeakCheck::new();
+    let hull = Hull::new();
+    let bundle = Bundle::new(&["sleep", "1000"])
+        .with(|config| config["linux"]["cgroupsPath"] = json!("/hull-cases-update"));
+    let _pid_file = hull.create(&bundle, "c");
+    hull.hull(&["start", "c"]).expect(0);
+    let inside = |file: &str| {
+        let path = format!("/sys/fs/cgroup/{file}");
+        let read = hull.hull(&["exec", "c", "cat", &path]).expect(0);
+        read.text().trim().to_owned()
+    };
+    let options = ["update", "--memory", "64m", "--pids-limit", "77", "c"];
+    hull.hull(&options).expect(0);
+    assert_eq!(inside("memory.max"), (64 << 20).to_string());
+    assert_eq!(inside("pids.max"), "77");
+    let resources = json!({ "cpu": { "quota": 30_000, "period": 100_000 } }).to_string();
+    hull.hull_with_input(&["update", "--resources", "-", "c"], resources.into())
+        .expect(0);
+    assert_eq!(inside("cpu.max"), "30000 100000");
+    assert_eq!(inside("pids.max"), "77", "what is not named stays");
+    let host = cgroup("hull-cases-update");
+    assert_eq!(read(&host.join("cpu.max")), "30000 100000");
+    // A VM does not grow, and an option that means nothing is not taken.
+    hull.hull(&["update", "--memory", "3g", "c"])
+        .expect_error(&["a VM keeps its size"]);
+    hull.hull(&["update", "--cpuset-mems", "0", "c"])
+        .expect_error(&["--cpuset-mems"]);
+
+    let line = hull.hull(&["events", "--stats", "c"]).expect(0).text();
+    let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(event["type"], "stats");
+    assert_eq!(event["data"]["memory"]["usage"]["limit"], 64 << 20);
+    assert_eq!(event["data"]["pids"]["limit"], 77);
+    assert!(event["data"]["cpu"]["usage"]["total"].as_u64().unwrap() > 0);
+    hull.hull(&["delete", "--force", "c"]).expect(0);
+    hull.hull(&["update", "--memory", "64m", "c"])
+        .expect_error(&["does not exist"]);
     leaks.nothing_left(&hull.root());
 }

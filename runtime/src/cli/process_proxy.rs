@@ -15,6 +15,8 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> ExitCode {
+    // Started by a link, it would be called "exe". Only a name of too many bytes fails.
+    let _ = nix::sys::prctl::set_name(c"hull-proxy");
     let control = close_on_exec_from(3).and_then(|()| take_inherited_fd(arguments.control_fd));
     match control {
         Ok(control) => serve(control).into(),
