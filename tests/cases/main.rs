@@ -12,3 +12,4 @@ mod rootfs;
 mod sandbox;
 mod stdio;
 mod terminal;
+mod uplinks;

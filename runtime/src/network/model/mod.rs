@@ -1,4 +1,13 @@
 //! How an uplink is wired to the tap of a NIC: a table of steps for each model, each step with its undo.
+//!
+//! The model of a sandbox says what is wanted; [`suited`] says what an uplink of its kind gets:
+//!
+//! | uplink | model `bridge` | model `tc` |
+//! |---|---|---|
+//! | veth, tap, dummy, VXLAN, GENEVE, GRE tap | bridge | tc |
+//! | physical NIC, VLAN, bond, bridge, macvlan, ipvlan in mode l2 or l3, anything else with Ethernet frames | tc | tc |
+//! | ipvlan in mode l3s; what has no Ethernet frames (tun, WireGuard) | refused | refused |
+//! | with an ingress qdisc of the user's | as above, but refused where that is tc | refused |
 
 mod bridge;
 mod tc;
