@@ -13,9 +13,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// What the global options of a command say about messages.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,13 +45,20 @@ impl LogSettings {
             // Standard error may be the container's.
             (false, None) => Level::WARN,
         };
-        let builder = tracing_subscriber::fmt()
-            .with_max_level(level)
-            .event_format(Lines { json: self.json });
-        match &self.path {
-            Some(path) => builder.with_writer(Arc::new(open(path)?)).init(),
-            None => builder.with_writer(io::stderr).init(),
-        }
+        let writer = match &self.path {
+            Some(path) => BoxMakeWriter::new(Arc::new(open(path)?)),
+            None => BoxMakeWriter::new(io::stderr),
+        };
+        // What libraries do is their own business, unless they fail.
+        let targets = Targets::new()
+            .with_default(Level::ERROR)
+            .with_target("hull", level);
+        let lines = tracing_subscriber::fmt::layer()
+            .event_format(Lines { json: self.json })
+            .with_writer(writer);
+        tracing_subscriber::registry()
+            .with(lines.with_filter(targets))
+            .init();
         Ok(())
     }
 }

@@ -37,7 +37,8 @@ pub fn kill(runtime: &Runtime, id: &ContainerId, signal: u32, all: bool) -> Resu
 pub fn parse_signal(text: &str) -> Result<u32, ContainerError> {
     let fail = || ContainerError::Signal(text.into());
     if let Ok(number) = text.parse::<u32>() {
-        return (1..=64)
+        // 0 only asks whether there is a process.
+        return (0..=64)
             .contains(&number)
             .then_some(number)
             .ok_or_else(fail);
@@ -76,6 +77,7 @@ mod tests {
     #[test]
     fn signals_are_read_as_people_write_them() {
         for (text, number) in [
+            ("0", 0),
             ("9", 9),
             ("KILL", 9),
             ("SIGKILL", 9),
@@ -91,7 +93,6 @@ mod tests {
         }
         for text in [
             "",
-            "0",
             "65",
             "-1",
             "SIG",

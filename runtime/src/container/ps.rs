@@ -9,17 +9,16 @@ use crate::agent_client::AgentClient;
 use crate::error::Error;
 use crate::vmm_process::vsock_socket;
 
-/// The processes of a container that was created.
+/// The processes of a container; none of one that has stopped.
 ///
 /// # Errors
-/// It has stopped.
+/// It is still being created, or its agent does not answer.
 pub fn ps(runtime: &Runtime, id: &ContainerId) -> Result<Vec<Process>, Error> {
     let record = runtime.store.container(id)?;
-    if matches!(
-        status(&runtime.store, &record),
-        Status::Stopped | Status::Creating
-    ) {
-        return Err(ContainerError::NotRunning.into());
+    match status(&runtime.store, &record) {
+        Status::Stopped => return Ok(Vec::new()),
+        Status::Creating => return Err(ContainerError::NotRunning.into()),
+        Status::Created | Status::Running | Status::Paused => {}
     }
     let socket = vsock_socket(&runtime.store.sandbox_directory(&record.sandbox_id));
     let mut agent = AgentClient::connect(&socket)?;
