@@ -7,6 +7,7 @@ use crate::cgroup::CgroupError;
 use crate::config::ConfigError;
 use crate::container::{ContainerError, IdError};
 use crate::hooks::HookError;
+use crate::monitor::MonitorError;
 use crate::network;
 use crate::process_proxy::ProxyError;
 use crate::rootfs::RootfsError;
@@ -47,6 +48,8 @@ pub enum Error {
     Agent(#[from] AgentError),
     #[error(transparent)]
     Proxy(#[from] ProxyError),
+    #[error(transparent)]
+    Monitor(#[from] MonitorError),
 }
 
 impl From<network::Error> for Error {
@@ -96,6 +99,7 @@ impl Error {
             | Self::Store(_)
             | Self::Share(_)
             | Self::Network(_)
+            | Self::Monitor(_)
             | Self::Proxy(_) => ErrorKind::Host,
             Self::Rootfs(error) => match error {
                 RootfsError::NotInPath { .. } | RootfsError::NoProgram { .. } => {

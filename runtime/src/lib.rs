@@ -2,7 +2,7 @@
 //!
 //! [`container`] has one function for each verb of the command line; [`sandbox`] is the VM that a container is in;
 //! [`process_proxy`] is the process of the host that stands for a process in the guest; [`network`] wires a network
-//! namespace to a VM; [`rootfs`] turns a bundle's configuration into the guest's.
+//! namespace to a VM, and [`monitor`] is the process that follows its changes; [`rootfs`] turns a bundle's configuration into the guest's.
 
 pub mod agent_client;
 pub mod bundle;
@@ -12,6 +12,7 @@ pub mod container;
 pub mod error;
 pub mod hooks;
 pub mod logging;
+pub mod monitor;
 pub mod network;
 pub mod process_identity;
 pub mod process_proxy;

@@ -3,13 +3,12 @@
 use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
-use netlink_packet_route::address::{
-    AddressAttribute, AddressFlags, AddressMessage, AddressProtocol,
-};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, CacheInfo};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::error_text::with_causes;
 
+use super::link::Link;
 use super::netlink::{Netlink, NetlinkError};
 use super::wanted::{Address, Prefix};
 
@@ -18,20 +17,18 @@ const SETTINGS: AddressFlags = AddressFlags::Homeaddress
     .union(AddressFlags::Managetempaddr)
     .union(AddressFlags::Noprefixroute);
 
-/// Makes the addresses of the interface be the wanted ones: removes others first, then adds.
-pub(super) async fn replace(
+/// Takes the addresses of the interface away that `goes` names by what is there, but for the one that every link has.
+pub(super) async fn remove(
     netlink: &Netlink,
-    index: u32,
-    name: &str,
-    wanted: &[Address],
+    link: &Link,
+    goes: impl Fn(Prefix, &AddressMessage) -> bool,
     failures: &mut Vec<String>,
 ) -> Result<(), NetlinkError> {
-    for present in netlink.addresses(index).await? {
+    for present in netlink.addresses(link.index).await? {
         let Some(prefix) = prefix(&present) else {
             continue;
         };
-        let keep = wanted.iter().any(|address| address.prefix == prefix);
-        if keep || is_the_kernels(&present, prefix.address) {
+        if prefix.address == link.mac.link_local() || !goes(prefix, &present) {
             continue;
         }
         match netlink
@@ -41,12 +38,34 @@ pub(super) async fn replace(
             // It went with another one, as a secondary address goes.
             Err(error) if error.errno() == Some(libc::EADDRNOTAVAIL) => {}
             Err(error) => failures.push(format!(
-                "remove {prefix} from {name}: {}",
+                "remove {prefix} from {}: {}",
+                link.name,
                 with_causes(&error)
             )),
             Ok(()) => {}
         }
     }
+    Ok(())
+}
+
+/// Makes the interface have the wanted addresses in place of those that were wanted before. Others, which a container or
+/// the kernel has made, stay.
+pub(super) async fn replace(
+    netlink: &Netlink,
+    link: &Link,
+    before: &[Address],
+    wanted: &[Address],
+    failures: &mut Vec<String>,
+) -> Result<(), NetlinkError> {
+    let (index, name) = (link.index, &link.name);
+    let goes = |prefix: Prefix, present: &AddressMessage| {
+        let of = |address: &&Address| address.prefix == prefix;
+        match wanted.iter().find(of) {
+            Some(address) => !can_become(present, address),
+            None => before.iter().any(|address| of(&address)),
+        }
+    };
+    remove(netlink, link, goes, failures).await?;
     for address in wanted {
         let message = RouteNetlinkMessage::NewAddress(message(index, address));
         if let Err(error) = netlink.change(message, NLM_F_CREATE | NLM_F_REPLACE).await {
@@ -76,15 +95,24 @@ fn prefix(message: &AddressMessage) -> Option<Prefix> {
     })
 }
 
-/// Link-local and router-advertised addresses come and go by themselves.
-fn is_the_kernels(message: &AddressMessage, address: IpAddr) -> bool {
-    let IpAddr::V6(address) = address else {
-        return false;
-    };
-    address.is_unicast_link_local()
-        || message.attributes.contains(&AddressAttribute::Protocol(
-            AddressProtocol::RouterAnnouncement,
-        ))
+/// Whether a present address can be changed into the wanted one. Of an IPv4 address the kernel changes neither the
+/// broadcast address nor whether it brings a route to its network.
+fn can_become(present: &AddressMessage, wanted: &Address) -> bool {
+    if wanted.prefix.address.is_ipv6() {
+        return true;
+    }
+    let (mut flags, mut broadcast) = (AddressFlags::empty(), None);
+    for attribute in &present.attributes {
+        match attribute {
+            AddressAttribute::Flags(all) => flags = *all,
+            AddressAttribute::Broadcast(address) => broadcast = Some(*address),
+            _ => {}
+        }
+    }
+    let wanted_flags = AddressFlags::from_bits_retain(wanted.flags);
+    broadcast == wanted.broadcast
+        && present.header.scope == wanted.scope.into()
+        && !(flags ^ wanted_flags).contains(AddressFlags::Noprefixroute)
 }
 
 fn message(index: u32, address: &Address) -> AddressMessage {
@@ -105,9 +133,23 @@ fn message(index: u32, address: &Address) -> AddressMessage {
         AddressAttribute::Local(ip),
         AddressAttribute::Address(ip),
         AddressAttribute::Flags(flags),
+        AddressAttribute::CacheInfo(lifetimes(address)),
     ];
     message
         .attributes
         .extend(address.broadcast.map(AddressAttribute::Broadcast));
     message
+}
+
+/// No end, for the host's side takes an address away when its time is over. One that is deprecated there is not to be
+/// the source of new connections: it is not preferred any more.
+fn lifetimes(address: &Address) -> CacheInfo {
+    const FOR_EVER: u32 = u32::MAX;
+    let deprecated =
+        AddressFlags::from_bits_retain(address.flags).contains(AddressFlags::Deprecated);
+    // The crate lets nobody name all the fields.
+    let mut lifetimes = CacheInfo::default();
+    lifetimes.ifa_valid = FOR_EVER;
+    lifetimes.ifa_preferred = if deprecated { 0 } else { FOR_EVER };
+    lifetimes
 }

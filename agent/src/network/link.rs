@@ -168,20 +168,45 @@ pub(super) async fn give_names(
     Ok(())
 }
 
-/// Sets what IPv6 does on an interface before it comes up. The host's side has checked the addresses for duplicates.
-pub(super) fn prepare_ipv6(interface: &Interface) -> io::Result<()> {
+/// Sets what IPv6 does on an interface before it comes up; `before` is the interface as it was wanted before, if it
+/// was. Says whether the interface has IPv6 then. The host's side has checked the addresses for duplicates.
+///
+/// What is not a change of the host's side is left to the container: one that switches IPv6 off by a sysctl of its own
+/// keeps it off.
+pub(super) fn prepare_ipv6(interface: &Interface, before: Option<&Interface>) -> io::Result<bool> {
     let root = Path::new("/proc/sys/net/ipv6/conf").join(&interface.name);
     if !root.exists() {
         // A kernel without IPv6. Addresses, if there are any, will say so.
-        return Ok(());
+        return Ok(true);
     }
-    let disable = if interface.disable_ipv6 { "1" } else { "0" };
+    let was_off = before.is_some_and(|before| before.disable_ipv6);
     let has_ipv6 = interface
         .addresses
         .iter()
         .any(|one| one.prefix.address.is_ipv6());
-    if interface.disable_ipv6 || has_ipv6 {
-        fs::write(root.join("disable_ipv6"), disable)?;
+    if interface.disable_ipv6 {
+        fs::write(root.join("disable_ipv6"), "1")?;
+    } else if was_off || (before.is_none() && has_ipv6) {
+        fs::write(root.join("disable_ipv6"), "0")?;
     }
-    fs::write(root.join("accept_dad"), "0")
+    fs::write(root.join("accept_dad"), "0")?;
+    let switches = [
+        (
+            "accept_ra",
+            interface.accept_ra,
+            before.map(|before| before.accept_ra),
+        ),
+        (
+            "autoconf",
+            interface.autoconf,
+            before.map(|before| before.autoconf),
+        ),
+    ];
+    for (name, on, before) in switches {
+        // On is the kernel's default.
+        if !on || before == Some(false) {
+            fs::write(root.join(name), if on { "1" } else { "0" })?;
+        }
+    }
+    Ok(fs::read_to_string(root.join("disable_ipv6"))?.trim_end() == "0")
 }

@@ -21,7 +21,7 @@ pub use netlink::NetlinkError;
 pub use pci::{Sysfs, rescan as rescan_pci};
 pub use wanted::RequestError;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -33,7 +33,7 @@ use tokio::time::{Instant, sleep};
 use crate::error_text::with_causes;
 use link::Link;
 use netlink::Netlink;
-use wanted::{Interface, Mac, Wanted};
+use wanted::{Address, Interface, Mac, Wanted};
 
 /// Why a request could not be applied at all.
 #[derive(Debug, thiserror::Error)]
@@ -97,11 +97,17 @@ impl Network {
         link::give_names(&netlink, &nics, &mut failures).await?;
         // Names, flags and MTUs as they are after the renaming.
         let links = link::by_mac(&netlink).await?;
+        let mut without_ipv6 = HashSet::new();
         for (interface, _) in &nics {
-            if let Some(link) = links.get(&interface.mac) {
-                configure(&netlink, interface, link, &mut failures).await?;
+            let mut before = applied.interfaces.iter();
+            let before = before.find(|before| before.mac == interface.mac);
+            if let Some(link) = links.get(&interface.mac)
+                && !configure(&netlink, interface, before, link, &mut failures).await?
+            {
+                without_ipv6.insert(interface.name.clone());
             }
         }
+        let wanted = wanted.without_ipv6_on(&without_ipv6);
 
         let indices = link::indices(&netlink).await?;
         route::replace(
@@ -122,7 +128,10 @@ impl Network {
         )
         .await;
         rule::replace(&netlink, &applied.rules, &wanted.rules, &mut failures).await;
-        *applied = wanted;
+        let before = std::mem::replace(&mut *applied, wanted);
+        if !failures.is_empty() {
+            applied.keep_in_mind(before);
+        }
         Ok(failures)
     }
 
@@ -189,7 +198,7 @@ impl Network {
             if let Err(error) = link::set_up(netlink, link.index, false).await {
                 failures.push(format!("set {} down: {}", link.name, with_causes(&error)));
             }
-            address::replace(netlink, link.index, &link.name, &[], failures).await?;
+            address::remove(netlink, link, |_, _| true, failures).await?;
             let (interfaces, name) = (self.sysfs.interfaces.clone(), link.name.clone());
             let gone = tokio::task::spawn_blocking(move || pci::let_go(&interfaces, &name)).await;
             if let Err(error) = gone.map_err(io::Error::other).flatten() {
@@ -222,21 +231,26 @@ impl Network {
     }
 }
 
-/// Makes one NIC be its interface, but for its name.
+/// Makes one NIC be its interface, but for its name; `before` is what was made of it before. Says whether it has IPv6.
 async fn configure(
     netlink: &Netlink,
     interface: &Interface,
+    before: Option<&Interface>,
     link: &Link,
     failures: &mut Vec<String>,
-) -> Result<(), NetlinkError> {
+) -> Result<bool, NetlinkError> {
     if link.name != interface.name {
         // The renaming has failed, and said so. By its name it may be another one's.
-        return Ok(());
+        return Ok(true);
     }
     let name = &interface.name;
-    if let Err(error) = link::prepare_ipv6(interface) {
-        failures.push(format!("set IPv6 on {name}: {error}"));
-    }
+    let has_ipv6 = match link::prepare_ipv6(interface, before) {
+        Ok(has_ipv6) => has_ipv6,
+        Err(error) => {
+            failures.push(format!("set IPv6 on {name}: {error}"));
+            true
+        }
+    };
     if interface.mtu > 0
         && interface.mtu != link.mtu
         && let Err(error) = link::set_mtu(netlink, link.index, interface.mtu).await
@@ -253,14 +267,20 @@ async fn configure(
     {
         failures.push(format!("set ARP of {name}: {}", with_causes(&error)));
     }
-    address::replace(netlink, link.index, name, &interface.addresses, failures).await?;
+    let addresses = interface.addresses.iter();
+    let addresses: Vec<Address> = addresses
+        .filter(|address| has_ipv6 || address.prefix.address.is_ipv4())
+        .cloned()
+        .collect();
+    let known = before.map_or(&[][..], |before| &before.addresses);
+    address::replace(netlink, link, known, &addresses, failures).await?;
     if interface.up != link.up
         && let Err(error) = link::set_up(netlink, link.index, interface.up).await
     {
         let state = if interface.up { "up" } else { "down" };
         failures.push(format!("set {name} {state}: {}", with_causes(&error)));
     }
-    Ok(())
+    Ok(has_ipv6)
 }
 
 /// Sets `lo` up, with which the kernel gives it its addresses.

@@ -361,3 +361,153 @@ fn equal_routes_with_several_gateways_are_all_there() -> TestResult {
         Ok(())
     })
 }
+
+#[test]
+fn an_address_is_deprecated_and_preferred_again() -> TestResult {
+    /// `IFA_F_DEPRECATED` of <linux/if_addr.h>.
+    const DEPRECATED: u32 = 0x20;
+    in_a_namespace(async |network| {
+        nic("x0", FIRST)?;
+        let mut request = SetNetworkRequest {
+            interfaces: vec![interface(FIRST, "eth0", &["10.0.1.1/24", "fd00::1/64"])],
+            ..Default::default()
+        };
+        for flags in [0, DEPRECATED, 0] {
+            for address in &mut request.interfaces[0].addresses {
+                address.flags = flags;
+            }
+            assert_eq!(set(network, request.clone()).await?, [""; 0]);
+            let addresses = ip("-o addr show eth0 scope global")?;
+            let deprecated = addresses.matches("deprecated").count();
+            assert_eq!(deprecated, if flags == 0 { 0 } else { 2 }, "{addresses}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn what_a_container_set_by_itself_stays() -> TestResult {
+    in_a_namespace(async |network| {
+        nic("x0", FIRST)?;
+        let request = |addresses: &[&str]| SetNetworkRequest {
+            interfaces: vec![interface(FIRST, "eth0", addresses)],
+            ..Default::default()
+        };
+        let both = ["10.0.1.1/24", "fe80::77/64", "fe80::ff:fe00:1/64"];
+        assert_eq!(set(network, request(&both)).await?, [""; 0]);
+        ip("addr add 10.9.9.9/24 dev eth0")?;
+        ip("addr add fd99::9/64 dev eth0 nodad")?;
+        ip("route add 10.55.0.0/16 via 10.9.9.1")?;
+        assert_eq!(set(network, request(&["10.0.1.2/24"])).await?, [""; 0]);
+        let addresses = ip("-o addr show eth0")?;
+        // The link-local address of the MAC address is the kernel's, too, and every link has it.
+        for there in [
+            "10.0.1.2/24",
+            "10.9.9.9/24",
+            "fd99::9/64",
+            "fe80::ff:fe00:1/64",
+        ] {
+            assert!(addresses.contains(there), "{there}: {addresses}");
+        }
+        for gone in ["10.0.1.1/24", "fe80::77/64"] {
+            assert!(!addresses.contains(gone), "{gone}: {addresses}");
+        }
+        assert!(ip("route")?.contains("10.55.0.0/16 via 10.9.9.1"));
+        Ok(())
+    })
+}
+
+#[test]
+fn the_route_to_an_addresses_network_goes_and_comes() -> TestResult {
+    /// `IFA_F_NOPREFIXROUTE` of <linux/if_addr.h>.
+    const NO_PREFIX_ROUTE: u32 = 0x200;
+    in_a_namespace(async |network| {
+        nic("x0", FIRST)?;
+        let mut request = SetNetworkRequest {
+            interfaces: vec![interface(FIRST, "eth0", &["10.0.1.1/24", "fd00::1/64"])],
+            ..Default::default()
+        };
+        for flags in [0, NO_PREFIX_ROUTE, 0] {
+            for address in &mut request.interfaces[0].addresses {
+                address.flags = flags;
+            }
+            assert_eq!(set(network, request.clone()).await?, [""; 0]);
+            let routes = ip("route")? + &ip("-6 route")?;
+            for network in ["10.0.1.0/24", "fd00::/64"] {
+                assert_eq!(routes.contains(network), flags == 0, "{routes}");
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn ipv6_stays_off_where_a_container_has_switched_it_off() -> TestResult {
+    in_a_namespace(async |network| {
+        nic("x0", FIRST)?;
+        let request = SetNetworkRequest {
+            interfaces: vec![interface(FIRST, "eth0", &["10.0.1.1/24", "fd00::1/64"])],
+            routes: vec![route("::/0", "fd00::9", "eth0")],
+            neighbours: vec![Neighbour {
+                address: "fd00::9".to_owned(),
+                mac: SECOND.to_owned(),
+                interface: "eth0".to_owned(),
+                state: 0x80,
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        assert_eq!(set(network, request.clone()).await?, [""; 0]);
+        fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1")?;
+        assert_eq!(set(network, request).await?, [""; 0]);
+        assert_eq!(ip("-6 -o addr show eth0")?, "");
+        assert!(ip("-o addr show eth0")?.contains("10.0.1.1/24"));
+        Ok(())
+    })
+}
+
+#[test]
+fn routers_are_listened_to_as_on_the_uplink() -> TestResult {
+    in_a_namespace(async |network| {
+        nic("x0", FIRST)?;
+        let mut request = SetNetworkRequest {
+            interfaces: vec![interface(FIRST, "eth0", &[])],
+            ..Default::default()
+        };
+        for ignored in [false, true, false] {
+            request.interfaces[0].ignore_router_advertisements = ignored;
+            request.interfaces[0].no_address_autoconfiguration = ignored;
+            assert_eq!(set(network, request.clone()).await?, [""; 0]);
+            for name in ["accept_ra", "autoconf"] {
+                let path = format!("/proc/sys/net/ipv6/conf/eth0/{name}");
+                let value = fs::read_to_string(path)?;
+                assert_eq!(value, if ignored { "0\n" } else { "1\n" }, "{name}");
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn what_could_not_be_removed_is_removed_later() -> TestResult {
+    in_a_namespace(async |network| {
+        nic("x0", FIRST)?;
+        let request = |routes: &[&str]| SetNetworkRequest {
+            interfaces: vec![interface(FIRST, "eth0", &["10.0.1.1/24"])],
+            routes: routes
+                .iter()
+                .map(|destination| route(destination, "10.0.1.9", "eth0"))
+                .collect(),
+            ..Default::default()
+        };
+        assert_eq!(set(network, request(&["10.5.0.0/16"])).await?, [""; 0]);
+        // A failure of anything: what was there may still be.
+        let mut unreachable = request(&[]);
+        unreachable.routes = vec![route("10.6.0.0/16", "10.66.0.1", "eth0")];
+        assert_eq!(set(network, unreachable).await?.len(), 1);
+        ip("route add 10.5.0.0/16 via 10.0.1.9")?;
+        assert_eq!(set(network, request(&[])).await?, [""; 0]);
+        assert!(!ip("route")?.contains("10.5.0.0/16"));
+        Ok(())
+    })
+}

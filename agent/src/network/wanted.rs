@@ -52,6 +52,15 @@ impl fmt::Display for Prefix {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Mac(pub [u8; 6]);
 
+impl Mac {
+    /// The IPv6 address that the kernel gives every link by its MAC address (RFC 4291, appendix A).
+    pub(super) fn link_local(self) -> IpAddr {
+        let [a, b, c, d, e, f] = self.0;
+        let interface = u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+        Ipv6Addr::from_bits(0xfe80 << 112 | u128::from(interface)).into()
+    }
+}
+
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, e, g] = self.0;
@@ -82,6 +91,8 @@ pub(super) struct Interface {
     pub addresses: Vec<Address>,
     pub up: bool,
     pub disable_ipv6: bool,
+    pub accept_ra: bool,
+    pub autoconf: bool,
     pub arp: bool,
 }
 
@@ -132,6 +143,39 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
+    /// Leaves out the IPv6 routes and neighbours of interfaces that have no IPv6.
+    pub(super) fn without_ipv6_on(mut self, interfaces: &HashSet<String>) -> Self {
+        let lacks = |address: IpAddr, name: Option<&String>| {
+            address.is_ipv6() && name.is_some_and(|name| interfaces.contains(name))
+        };
+        self.routes
+            .retain(|route| !lacks(route.destination.address, route.interface.as_ref()));
+        self.neighbours
+            .retain(|neighbour| !lacks(neighbour.address, Some(&neighbour.interface)));
+        self
+    }
+
+    /// Adds what `before` has beyond this: after a failure it may still be there, and is to be removed later.
+    pub(super) fn keep_in_mind(&mut self, before: Self) {
+        for mut interface in before.interfaces {
+            let known = self.interfaces.iter_mut();
+            match known.into_iter().find(|known| known.mac == interface.mac) {
+                Some(known) => {
+                    let wanted = |one: &Address| {
+                        let mut addresses = known.addresses.iter();
+                        addresses.any(|known| known.prefix == one.prefix)
+                    };
+                    interface.addresses.retain(|one| !wanted(one));
+                    known.addresses.append(&mut interface.addresses);
+                }
+                None => self.interfaces.push(interface),
+            }
+        }
+        extend(&mut self.routes, before.routes);
+        extend(&mut self.neighbours, before.neighbours);
+        extend(&mut self.rules, before.rules);
+    }
+
     pub(super) fn of(request: &agent::SetNetworkRequest) -> Result<Self, RequestError> {
         let mut wanted = Self::default();
         let mut seen = HashSet::new();
@@ -159,6 +203,15 @@ impl Wanted {
             wanted.rules.push(rule(one)?);
         }
         Ok(wanted)
+    }
+}
+
+/// Appends what is not there yet.
+fn extend<T: PartialEq>(known: &mut Vec<T>, others: Vec<T>) {
+    for other in others {
+        if !known.contains(&other) {
+            known.push(other);
+        }
     }
 }
 
@@ -191,6 +244,8 @@ fn interface(one: &agent::Interface) -> Result<Interface, RequestError> {
         addresses: addresses.collect::<Result<_, _>>()?,
         up: one.up,
         disable_ipv6: one.disable_ipv6,
+        accept_ra: !one.ignore_router_advertisements,
+        autoconf: !one.no_address_autoconfiguration,
         arp: !one.no_arp,
     })
 }

@@ -9,6 +9,7 @@ mod exec;
 mod features;
 mod kill;
 mod list;
+mod monitor;
 mod pause;
 mod process_proxy;
 mod ps;
@@ -97,6 +98,8 @@ enum Verb {
     Features(features::Arguments),
     Kill(kill::Arguments),
     List(list::Arguments),
+    #[command(hide = true)]
+    Monitor(monitor::Arguments),
     Pause(pause::Arguments),
     #[command(hide = true)]
     ProcessProxy(process_proxy::Arguments),
@@ -131,13 +134,11 @@ pub(crate) fn main() -> ExitCode {
     if let Verb::ProcessProxy(arguments) = cli.verb {
         return process_proxy::run(&arguments);
     }
+    if let Verb::Monitor(arguments) = &cli.verb {
+        return monitor::run(&cli.global, arguments);
+    }
     let (name, failure_code) = cli.verb.about();
-    let json = cli.global.log_format == LogFormat::Json;
-    let log = LogSettings {
-        path: cli.global.log.clone(),
-        json,
-        debug: cli.global.debug,
-    };
+    let log = cli.global.log_settings();
     if let Err(error) = log.init() {
         complain(name, &format!("open the log: {error}"));
         return failure_code.into();
@@ -183,6 +184,7 @@ impl Verb {
             Self::Features(_) => ("features", 1),
             Self::Kill(_) => ("kill", 1),
             Self::List(_) => ("list", 1),
+            Self::Monitor(_) => ("monitor", 1),
             Self::Pause(_) => ("pause", 1),
             Self::ProcessProxy(_) => ("process-proxy", 1),
             Self::Ps(_) => ("ps", 1),
@@ -224,6 +226,7 @@ impl Cli {
             Verb::Update(arguments) => update::run(&runtime, *arguments),
             Verb::Features(_)
             | Verb::Spec(_)
+            | Verb::Monitor(_)
             | Verb::ProcessProxy(_)
             | Verb::Checkpoint(_)
             | Verb::Restore(_) => Ok(0),
@@ -232,6 +235,14 @@ impl Cli {
 }
 
 impl Global {
+    fn log_settings(&self) -> LogSettings {
+        LogSettings {
+            path: self.log.clone(),
+            json: self.log_format == LogFormat::Json,
+            debug: self.debug,
+        }
+    }
+
     fn runtime(&self, mut log: LogSettings) -> anyhow::Result<Runtime> {
         if !matches!(self.rootless.as_str(), "auto" | "false") {
             bail!("--rootless {}: hull runs as root", self.rootless);

@@ -5,7 +5,7 @@
 //!
 //! 1. The bundle is read and checked, and the id reserved.
 //! 2. The network namespace is opened or made, and the process proxy born in it: hooks and engines want its pid.
-//! 3. hull-vmm is started in the namespace; its guest boots meanwhile.
+//! 3. hull-vmm and the sandbox's monitor are started in the namespace; the guest boots meanwhile.
 //! 4. `prestart` and `createRuntime` hooks run; they wire the namespace.
 //! 5. The VM gets the shared directory, and its agent makes the guest ready; then the VM gets the network.
 //! 6. `createContainer` hooks run, the agent makes the container, the proxy connects to its process.
@@ -105,8 +105,9 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
         sandbox,
     } = placement;
     let mut sandbox = match sandbox {
-        Some(sandbox) => {
+        Some(mut sandbox) => {
             sandbox.check_model(annotated_model(&annotations)?)?;
+            sandbox.ensure_monitor()?;
             PendingSandbox::join(sandbox, &options.id)
         }
         None => {

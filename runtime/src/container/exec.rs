@@ -14,6 +14,7 @@ use crate::error::{Error, chain};
 use crate::process_proxy::foreground::{HeldSignals, RawTerminal};
 use crate::process_proxy::{Attach, NewProxy, Setup, Streams};
 use crate::rootfs::translate_process;
+use crate::sandbox::ensure_monitor;
 use crate::store::ContainerRecord;
 use crate::timing::Moment;
 use crate::vmm_process::vsock_socket;
@@ -78,6 +79,9 @@ pub fn exec(runtime: &Runtime, options: &ExecOptions) -> Result<u8, Error> {
     let terminal = (streams == Streams::Terminal)
         .then(RawTerminal::enter)
         .transpose()?;
+    if let Err(error) = ensure_monitor(&runtime.store, &record.sandbox_id) {
+        tracing::warn!(container = %record.id, error = %chain(&error), "changes of the network are not followed");
+    }
     let mut proxy = start(runtime, &record, options, process, streams)?;
     let Some(signals) = signals else {
         return Ok(0);

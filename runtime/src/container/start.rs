@@ -41,6 +41,9 @@ pub fn start(runtime: &Runtime, id: &ContainerId) -> Result<(), Error> {
         })?;
     let mut agent = sandbox.agent()?;
     sandbox.reconcile_network(&netns, &mut agent)?;
+    if let Err(error) = sandbox.ensure_monitor() {
+        tracing::warn!(container = %id, error = %chain(&error), "changes of the network are not followed");
+    }
     stopwatch.phase("start_network");
     if sandbox.vcpus() > 1 {
         // Before the program runs: many size themselves by the CPUs that they find when they start.

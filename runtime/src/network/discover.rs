@@ -2,12 +2,13 @@
 //!
 //! Names and addresses come from getifaddrs(3); rtnetlink(7) tells what that cannot.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressProtocol,
 };
+use netlink_packet_route::link::LinkFlags;
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -20,7 +21,7 @@ use super::error::Error;
 use super::link::{Link, Links};
 use super::mac::MacAddress;
 use super::netlink::Netlink;
-use super::state::SavedNeighbour;
+use super::state::{NicState, SavedNeighbour};
 use super::sysctl;
 
 /// A namespace at (nearly) one moment.
@@ -30,10 +31,21 @@ pub(super) struct Snapshot {
     pub(super) addresses: Vec<Address>,
     pub(super) routes: Vec<RouteMessage>,
     pub(super) rules: Vec<RuleMessage>,
-    /// Indices of the links on which IPv6 is switched off.
-    pub(super) without_ipv6: HashSet<u32>,
+    /// What IPv6 does on the links, by their indices. Without an entry: nothing out of the ordinary.
+    pub(super) ipv6: HashMap<u32, Ipv6Settings>,
     /// The permanent ones, each with the index of its link.
     pub(super) neighbours: Vec<(u32, SavedNeighbour)>,
+}
+
+/// Settings of IPv6 on a link that a guest's interface shall have as well.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ipv6Settings {
+    /// It is switched off.
+    pub(super) disabled: bool,
+    /// What routers announce is ignored: `accept_ra` is 0, or 1 where packets are forwarded.
+    pub(super) ignores_routers: bool,
+    /// No addresses are made of the prefixes that routers announce: `autoconf` is 0.
+    pub(super) no_autoconfiguration: bool,
 }
 
 /// An address of an interface.
@@ -58,7 +70,7 @@ impl Snapshot {
             routes: netlink.routes()?,
             rules: netlink.rules()?,
             neighbours: permanent_neighbours(netlink)?,
-            without_ipv6: without_ipv6(&links)?,
+            ipv6: ipv6_settings(&links)?,
             links,
         })
     }
@@ -69,21 +81,45 @@ impl Snapshot {
             .iter()
             .filter(move |address| address.link == index)
     }
+
+    /// Whether the kernel is about to decide on an address of an uplink, and then tells.
+    pub(super) fn is_settling(&self, nics: &[NicState]) -> bool {
+        let uplinks = nics
+            .iter()
+            .filter_map(|nic| self.links.indexed(nic.uplink.ifindex));
+        // Without a carrier it waits for one.
+        let mut connected = uplinks.filter(|link| link.flags.contains(LinkFlags::LowerUp));
+        connected.any(|link| self.addresses_of(link).any(Address::is_being_checked))
+    }
 }
 
-fn without_ipv6(links: &Links) -> Result<HashSet<u32>, Error> {
-    let mut indices = HashSet::new();
-    for link in &links.0 {
-        let path = sysctl::conf("ipv6", &link.name, "disable_ipv6");
-        if sysctl::read(&path)?.as_deref() == Some("1") {
-            indices.insert(link.index);
+fn ipv6_settings(links: &Links) -> Result<HashMap<u32, Ipv6Settings>, Error> {
+    let mut all = HashMap::new();
+    for link in links.0.iter().filter(|link| !link.is_loopback()) {
+        let is = |name: &str, value: &str| -> Result<bool, Error> {
+            let read = sysctl::read(&sysctl::conf("ipv6", &link.name, name))?;
+            Ok(read.as_deref() == Some(value))
+        };
+        let settings = Ipv6Settings {
+            disabled: is("disable_ipv6", "1")?,
+            ignores_routers: is("accept_ra", "0")?
+                || (is("accept_ra", "1")? && is("forwarding", "1")?),
+            no_autoconfiguration: is("autoconf", "0")?,
+        };
+        if settings != Ipv6Settings::default() {
+            all.insert(link.index, settings);
         }
     }
-    Ok(indices)
+    Ok(all)
 }
 
 fn addresses(links: &Links, details: &[AddressMessage]) -> Result<Vec<Address>, Error> {
     let mut addresses = Vec::new();
+    // The loopback interface's, for one, always has an origin where the kernel knows of that (since 5.18).
+    let origins_are_told = details
+        .iter()
+        .flat_map(|detail| &detail.attributes)
+        .any(|attribute| matches!(attribute, AddressAttribute::Protocol(_)));
     for entry in getifaddrs().map_err(|errno| Error::Getifaddrs(errno.into()))? {
         let (Some(ip), Some(mask)) = (ip_of(entry.address), ip_of(entry.netmask)) else {
             continue;
@@ -95,14 +131,14 @@ fn addresses(links: &Links, details: &[AddressMessage]) -> Result<Vec<Address>, 
             .find(|detail| describes(detail, links, &name, ip, prefix));
         // One that has come between the two questions has no detail: the next look at the namespace gives it.
         if let Some(detail) = detail {
-            addresses.push(Address::new(ip, prefix, detail));
+            addresses.push(Address::new(ip, prefix, detail, origins_are_told));
         }
     }
     Ok(addresses)
 }
 
 impl Address {
-    fn new(ip: IpAddr, prefix: u8, detail: &AddressMessage) -> Self {
+    fn new(ip: IpAddr, prefix: u8, detail: &AddressMessage, origins_are_told: bool) -> Self {
         let mut address = Self {
             link: detail.header.index,
             ip,
@@ -122,12 +158,19 @@ impl Address {
             }
         }
         let permanent = address.flags.contains(AddressFlags::Permanent);
-        // Kernels before 5.18 do not say where an address comes from; what expires is a router's there.
-        address.autoconfigured = match protocol {
-            Some(protocol) => protocol == AddressProtocol::RouterAnnouncement,
-            None => ip.is_ipv6() && !permanent,
+        // What expires is a router's where the kernel does not say what is.
+        address.autoconfigured = if origins_are_told {
+            protocol == Some(AddressProtocol::RouterAnnouncement)
+        } else {
+            ip.is_ipv6() && !permanent
         };
         address
+    }
+
+    /// Whether the kernel still asks if anybody else has it, so that it may not be used yet.
+    pub(super) fn is_being_checked(&self) -> bool {
+        let usable = AddressFlags::Optimistic | AddressFlags::Dadfailed;
+        self.flags.contains(AddressFlags::Tentative) && !self.flags.intersects(usable)
     }
 }
 

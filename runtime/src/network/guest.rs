@@ -13,6 +13,7 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessa
 
 use super::discover::{Address, Snapshot};
 use super::link::Link;
+use super::mac::MacAddress;
 use super::reconcile::NotCarried;
 use super::state::{Model, NicState};
 
@@ -88,22 +89,60 @@ pub(super) fn view(snapshot: &Snapshot, nics: &[NicState]) -> (SetNetworkRequest
 }
 
 fn interface(snapshot: &Snapshot, nic: &NicState, uplink: &Link) -> Interface {
+    let ipv6 = snapshot
+        .ipv6
+        .get(&uplink.index)
+        .copied()
+        .unwrap_or_default();
     Interface {
         mac: nic.uplink.mac.to_string(),
         name: uplink.name.clone(),
         mtu: uplink.mtu,
-        addresses: snapshot
-            .addresses_of(uplink)
-            // A router's announcement gives the guest the same address, and keeps it alive.
-            .filter(|address| !address.autoconfigured)
-            .filter(|address| !address.flags.contains(AddressFlags::Dadfailed))
-            .map(|address| ip_address(snapshot, uplink, address))
-            .collect(),
+        addresses: addresses(snapshot, nic, uplink),
         up: uplink.is_up(),
-        disable_ipv6: snapshot.without_ipv6.contains(&uplink.index),
+        disable_ipv6: ipv6.disabled,
+        ignore_router_advertisements: ipv6.ignores_routers,
+        no_address_autoconfiguration: ipv6.no_autoconfiguration,
         no_arp: !does_arp(nic, uplink),
         ..Default::default()
     }
+}
+
+fn addresses(snapshot: &Snapshot, nic: &NicState, uplink: &Link) -> Vec<IpAddress> {
+    let mut addresses: Vec<IpAddress> = Vec::new();
+    for address in snapshot.addresses_of(uplink) {
+        // Announcements of routers reach the guest and no longer the uplink: the guest's kernel makes the same
+        // address, and keeps it alive.
+        if address.autoconfigured
+            || address.is_being_checked()
+            || address.flags.contains(AddressFlags::Dadfailed)
+        {
+            continue;
+        }
+        let address = ip_address(snapshot, uplink, &as_without_hull(nic, address));
+        if addresses.iter().all(|known| known.cidr != address.cidr) {
+            addresses.push(address);
+        }
+    }
+    addresses
+}
+
+/// An uplink that was set down and up has the link-local address of the MAC address that hull gave it. In the guest it
+/// is that of its own.
+fn as_without_hull(nic: &NicState, address: &Address) -> Address {
+    let mut address = address.clone();
+    if nic.uplink.mac != nic.assigned_mac() && address.ip == link_local(nic.assigned_mac()) {
+        address.ip = link_local(nic.uplink.mac).into();
+    }
+    address
+}
+
+/// The IPv6 address that a link has by its MAC address (RFC 4291, appendix A).
+fn link_local(mac: MacAddress) -> Ipv6Addr {
+    let MacAddress([a, b, c, d, e, f]) = mac;
+    let interface = [a ^ 2, b, c, 0xff, 0xfe, d, e, f];
+    let prefix = 0xfe80_u128 << 112;
+    (prefix | u128::from(u64::from_be_bytes(interface))).into()
 }
 
 /// Whether an uplink does ARP where hull has not kept it from doing so.

@@ -11,6 +11,7 @@
 //! 2. [`reconcile()`], at `create`, at `start`, and whenever the namespace has changed. It gives the caller what to do
 //!    in the VM: ask the agent to let go of `detach` and the VMM to take it away, attach `attach`, send `guest` to the
 //!    agent. It is level-triggered: a call that finds nothing new changes nothing and gives the same `guest` again.
+//!    [`Watch`] tells when.
 //! 3. [`undo()`], once the VMM has ended, or after a failure half-way.
 //!
 //! The state is handed to the caller's `persist` *before* each change that it records, so that a later process can
@@ -43,6 +44,7 @@ mod tap;
 mod undo;
 mod uplink;
 mod vhost;
+mod watch;
 
 pub use error::{Error, NetlinkError};
 pub use mac::{MacAddress, ParseMacError};
@@ -53,6 +55,7 @@ pub use state::{
 };
 pub use undo::undo;
 pub use vhost::open_vhost;
+pub use watch::Watch;
 
 #[cfg(test)]
 mod tests;

@@ -16,7 +16,8 @@ use super::model::{self, Wiring, Work};
 use super::netlink::Netlink;
 use super::netns::Netns;
 use super::state::{
-    Model, NetworkState, NicState, SavedSetting, SavedSysctl, UplinkState, index_of_own_name,
+    Model, NetworkState, NicState, SavedSetting, SavedSysctl, UplinkState, index_of_id,
+    index_of_own_name,
 };
 use super::uplink::{self, Refusal, Uplink};
 use super::{guest, sysctl, undo};
@@ -44,8 +45,9 @@ pub type Persist<'a> = dyn FnMut(&NetworkState) -> io::Result<()> + Send + 'a;
 #[derive(Debug)]
 #[must_use]
 pub struct Reconciled {
-    /// Ids of the NICs that are to be taken from the VM. Their taps go when the VMM closes them. A VM may lack one: a
-    /// NIC that an earlier caller was given, and did not attach, has lost its tap and is here.
+    /// Ids of the NICs that are to be taken from the VM: [`NetworkState::leaving`], from which the caller takes each that
+    /// is out of the VM. Their taps go when the VMM closes them. A VM may lack one: a NIC that an earlier caller was
+    /// given, and did not attach, has lost its tap and is here.
     pub detach: Vec<String>,
     /// NICs that the VM does not have yet. Dropping one closes its tap, which deletes it; the next call then makes it
     /// anew.
@@ -55,6 +57,9 @@ pub struct Reconciled {
     /// What the namespace holds that the guest will not have, and why. A caller that creates a sandbox fails if there is any
     /// [`NotCarried::Uplink`].
     pub not_carried: Vec<NotCarried>,
+    /// An IPv6 address is still being checked for duplicates, and is not in `guest` before that is over. What depends on
+    /// it, such as a route, may fail in the guest until then.
+    pub settling: bool,
 }
 
 /// A NIC for the VM.
@@ -125,10 +130,10 @@ pub fn reconcile(
             state,
             persist,
         };
-        let detach = reconciliation.release_what_is_broken()?;
+        reconciliation.release_what_is_broken()?;
         let known = reconciliation.state.nics.len();
         reconciliation
-            .complete(detach)
+            .complete()
             .map_err(|failure| reconciliation.release_new(known, failure))
     })?
 }
@@ -146,11 +151,10 @@ impl Reconciliation<'_, '_> {
     }
 
     /// Takes apart each NIC whose uplink has gone, has changed what a NIC cannot follow, or whose wiring is no longer
-    /// whole; the others follow their uplinks. Gives the ids of those taken apart.
-    fn release_what_is_broken(&mut self) -> Result<Vec<String>, Error> {
+    /// whole; the others follow their uplinks. Those taken apart are leaving the VM.
+    fn release_what_is_broken(&mut self) -> Result<(), Error> {
         let links = self.netlink.links()?;
         let carriers = uplink::carriers(self.netlink, &links)?;
-        let mut released = Vec::new();
         for nic in self.state.nics.clone() {
             let uplink = links
                 .indexed(nic.uplink.ifindex)
@@ -160,12 +164,14 @@ impl Reconciliation<'_, '_> {
                     self.follow(&nic, uplink, &links)?;
                 }
                 _ => {
+                    if !self.state.leaving.contains(&nic.id()) {
+                        self.state.leaving.push(nic.id());
+                    }
                     undo::release(self.netlink, self.state, nic.index, true, self.persist)?;
-                    released.push(nic.id());
                 }
             }
         }
-        Ok(released)
+        Ok(())
     }
 
     /// Gives the tap the uplink's MTU, and notes the uplink's name.
@@ -190,14 +196,15 @@ impl Reconciliation<'_, '_> {
     }
 
     /// Wires what is new, and looks at the whole.
-    fn complete(&mut self, detach: Vec<String>) -> Result<Reconciled, Error> {
+    fn complete(&mut self) -> Result<Reconciled, Error> {
         let (attach, mut not_carried) = self.wire_what_is_new()?;
         let snapshot = Snapshot::take(self.netlink)?;
         let (guest, left_out) = guest::view(&snapshot, &self.state.nics);
         not_carried.extend(left_out);
         Ok(Reconciled {
-            detach,
+            detach: self.state.leaving.clone(),
             attach,
+            settling: snapshot.is_settling(&self.state.nics),
             guest,
             not_carried,
         })
@@ -322,10 +329,12 @@ impl Reconciliation<'_, '_> {
         })
     }
 
-    /// The lowest index that neither a NIC nor a link's name has. The tap of a NIC that was taken apart keeps its
-    /// name until the VMM closes it.
+    /// The lowest index that neither a NIC, one that is leaving, nor a link's name has. The tap of a NIC that was taken
+    /// apart keeps its name until the VMM closes it.
     fn free_index(&self, links: &Links) -> Result<u16, Error> {
-        let nics = self.state.nics.iter().map(|nic| nic.index);
+        let leaving = self.state.leaving.iter();
+        let leaving = leaving.filter_map(|id| index_of_id(id));
+        let nics = self.state.nics.iter().map(|nic| nic.index).chain(leaving);
         let names = links
             .0
             .iter()

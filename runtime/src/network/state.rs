@@ -46,6 +46,10 @@ pub struct NetworkState {
     /// The NICs, in the order in which they were made.
     #[serde(default)]
     pub nics: Vec<NicState>,
+    /// Ids of NICs that are no longer wired, and that the VMM may still have. Whoever takes one from the VMM, or finds
+    /// that it has none, takes it out of here.
+    #[serde(default)]
+    pub leaving: Vec<String>,
 }
 
 /// A sysctl as it was.
@@ -120,7 +124,7 @@ pub struct SavedNeighbour {
 impl NicState {
     /// The id of the VM's device: `net<index>`.
     pub fn id(&self) -> String {
-        format!("net{}", self.index)
+        format!("{ID_PREFIX}{}", self.index)
     }
 
     /// The name of the tap: `hull-tap<index>`, at most 13 bytes.
@@ -140,6 +144,7 @@ impl NicState {
     }
 }
 
+const ID_PREFIX: &str = "net";
 const TAP_PREFIX: &str = "hull-tap";
 const BRIDGE_PREFIX: &str = "hull-br";
 
@@ -148,6 +153,15 @@ pub(super) fn index_of_own_name(name: &str) -> Option<u16> {
     let digits = name
         .strip_prefix(TAP_PREFIX)
         .or_else(|| name.strip_prefix(BRIDGE_PREFIX))?;
+    index_of_digits(digits)
+}
+
+/// The index in a NIC's id.
+pub(super) fn index_of_id(id: &str) -> Option<u16> {
+    index_of_digits(id.strip_prefix(ID_PREFIX)?)
+}
+
+fn index_of_digits(digits: &str) -> Option<u16> {
     let index: u16 = digits.parse().ok()?;
     (index.to_string() == digits).then_some(index)
 }
@@ -205,6 +219,7 @@ mod tests {
                 value: "1".into(),
             }],
             nics: vec![nic(0), nic(1)],
+            leaving: vec!["net2".into()],
         };
         let text = serde_json::to_string(&state).unwrap();
         assert_eq!(serde_json::from_str::<NetworkState>(&text).unwrap(), state);

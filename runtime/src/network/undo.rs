@@ -25,6 +25,8 @@ pub fn undo(
     netns.run(|| {
         let netlink = Netlink::connect()?;
         let mut result = Ok(());
+        // Their VM has ended.
+        state.leaving.clear();
         let indices: Vec<u16> = state.nics.iter().map(|nic| nic.index).collect();
         for index in indices.into_iter().rev() {
             let released = release(&netlink, state, index, false, persist);

@@ -7,6 +7,7 @@
 //! `delete`, whichever comes first; and the network namespace is given back in the same step, for the proxy is the
 //! last process that surely is in it.
 
+mod monitor;
 mod network;
 mod pending;
 pub mod share;
@@ -26,6 +27,8 @@ use crate::process_identity::ProcessIdentity;
 use crate::rootfs::GUEST_SHARE;
 use crate::store::{Lock, SandboxRecord, Store, StoreError};
 use crate::vmm_process::{self, Control, StartingVmm, VmmError};
+pub use monitor::ensure_monitor;
+pub use network::Followed;
 pub use pending::PendingSandbox;
 use share::{Share, ShareError};
 
@@ -138,6 +141,8 @@ impl Sandbox {
             size: wanted.size,
             cgroup: None,
             vmm: None,
+            monitor: None,
+            guest_network: None,
         };
         let sandbox = Self {
             store: store.clone(),
@@ -261,12 +266,14 @@ impl Sandbox {
         Ok(agent)
     }
 
-    /// Puts its VM into `cgroup`, which is the sandbox's to remove then.
+    /// Puts its VM and its monitor into `cgroup`, which is the sandbox's to remove then.
     ///
     /// # Errors
     /// The cgroup cannot be had, or the record not be written.
     pub fn enter(&mut self, cgroup: &Cgroup) -> Result<(), crate::Error> {
-        cgroup.add(self.vmm()?)?;
+        for process in [Some(self.vmm()?), self.record.monitor] {
+            process.map_or(Ok(()), |process| cgroup.add(process))?;
+        }
         self.record.cgroup = Some(cgroup.clone());
         Ok(self.save()?)
     }
@@ -330,6 +337,8 @@ impl Sandbox {
     fn end_keeping(&mut self, keep: Keep) -> Result<(), crate::Error> {
         // The namespace may have no other process in it than the VMM.
         let netns = self.open_netns();
+        // What follows is no change of the network that the guest should hear of.
+        self.end_monitor()?;
         if let Some(vmm) = self.record.vmm {
             if vmm.is_alive() {
                 self.shut_guest_down(&vmm);

@@ -1,19 +1,38 @@
 //! The sandbox's network: finds its namespace from whatever process that looks, and brings the VM and the guest in
 //! line with what [`crate::network`] says.
 
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hasher};
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use hull_agent_protocol::agent::SetNetworkRequest;
+use protobuf::Message;
 
 use super::{Keep, Sandbox, SandboxError};
 use crate::agent_client::AgentClient;
 use crate::config::{Limits, Vhost};
-use crate::network::{self, Model, Netns, NetworkState, NewNic, NotCarried, open_vhost};
+use crate::network::{
+    self, Model, Netns, NetworkState, NewNic, NotCarried, Reconciled, open_vhost,
+};
 use crate::vmm_process::Control;
 
 /// How long the guest may take to see a NIC that was just attached, in milliseconds.
 const NIC_LIMIT_MS: u32 = 20_000;
+
+/// What came of a look at the network namespace while containers run.
+#[derive(Debug)]
+pub struct Followed {
+    /// Uplinks were wired or unwired.
+    pub rewired: bool,
+    /// What the namespace has and the guest has not, each a sentence.
+    pub lacking: Vec<String>,
+    /// Some of that may come right by another attempt.
+    pub unfinished: bool,
+    /// The permanent neighbours of the namespace.
+    pub neighbours: HashSet<IpAddr>,
+}
 
 impl Sandbox {
     /// Checks that a container whose annotations choose `asked` can be in this sandbox: all its containers share one
@@ -42,6 +61,68 @@ impl Sandbox {
         netns: &Netns,
         agent: &mut AgentClient,
     ) -> Result<(), crate::Error> {
+        let wanted = self.wire(netns)?;
+        for not_carried in &wanted.not_carried {
+            match not_carried {
+                NotCarried::Uplink { .. } => {
+                    return Err(SandboxError::Uplink(not_carried.to_string()).into());
+                }
+                _ => tracing::warn!("{not_carried}"),
+            }
+        }
+        if self.is_applied(&wanted) {
+            return Ok(());
+        }
+        let settling = wanted.settling;
+        for failure in self.apply(wanted, agent)? {
+            if settling {
+                tracing::debug!("the guest's network, for now: {failure}");
+            } else {
+                tracing::warn!("the guest's network: {failure}");
+            }
+        }
+        Ok(())
+    }
+
+    /// The same while containers run: what cannot be given to the guest does not keep the rest from it.
+    ///
+    /// # Errors
+    /// The namespace cannot be read or wired, or the VM or the agent does not do its part. It may be tried again.
+    pub fn follow_network(&mut self, netns: &Netns) -> Result<Followed, crate::Error> {
+        let wanted = self.wire(netns)?;
+        let not_carried = wanted.not_carried.iter();
+        let neighbours = wanted.guest.neighbours.iter();
+        let mut followed = Followed {
+            rewired: !(wanted.attach.is_empty() && wanted.detach.is_empty()),
+            lacking: not_carried.map(ToString::to_string).collect(),
+            unfinished: false,
+            neighbours: neighbours
+                .filter_map(|neighbour| neighbour.address.parse().ok())
+                .collect(),
+        };
+        if self.is_applied(&wanted) {
+            return Ok(followed);
+        }
+        let settling = wanted.settling;
+        let mut agent = self.agent()?;
+        let failures = self.apply(wanted, &mut agent)?;
+        tracing::info!(
+            rewired = followed.rewired,
+            "the guest's network has followed"
+        );
+        // What is settling is an event again once it has settled.
+        if !settling {
+            followed.unfinished = !failures.is_empty();
+            let failures = failures.into_iter();
+            followed
+                .lacking
+                .extend(failures.map(|failure| format!("the guest's network: {failure}")));
+        }
+        Ok(followed)
+    }
+
+    /// Wires what the namespace holds now.
+    fn wire(&mut self, netns: &Netns) -> Result<Reconciled, crate::Error> {
         let mut state = self.record.network.clone();
         let store = self.store.clone();
         let mut record = self.record.clone();
@@ -58,13 +139,27 @@ impl Sandbox {
         // Also after a failure: the state names what is left to undo.
         self.record.network = state;
         let mut wanted = answer?;
-        for not_carried in &wanted.not_carried {
-            match not_carried {
-                NotCarried::Uplink { .. } => {
-                    return Err(SandboxError::Uplink(not_carried.to_string()).into());
-                }
-                _ => tracing::warn!("{not_carried}"),
-            }
+        wanted.guest.wait_ms = NIC_LIMIT_MS;
+        Ok(wanted)
+    }
+
+    /// Whether VM and guest have all of it already.
+    fn is_applied(&self, wanted: &Reconciled) -> bool {
+        wanted.attach.is_empty()
+            && wanted.detach.is_empty()
+            && self.record.guest_network.is_some()
+            && self.record.guest_network == digest(&wanted.guest)
+    }
+
+    /// Gives it to VM and guest; gives what the guest could not do, each a sentence.
+    fn apply(
+        &mut self,
+        wanted: Reconciled,
+        agent: &mut AgentClient,
+    ) -> Result<Vec<String>, crate::Error> {
+        // From here on nobody knows what the guest has, until it has said so.
+        if self.record.guest_network.take().is_some() {
+            self.save()?;
         }
         let control = Control::connect(&self.directory())?;
         if !wanted.detach.is_empty() {
@@ -76,14 +171,37 @@ impl Sandbox {
                     .iter()
                     .all(|nic| nic.config.mac != interface.mac)
             });
-            let_go(&control, &wanted.detach, staying, agent)?;
+            self.let_go(&control, staying, agent)?;
         }
         for nic in wanted.attach {
             self.attach_nic(&control, nic)?;
         }
-        wanted.guest.wait_ms = NIC_LIMIT_MS;
-        for failure in agent.set_network(&wanted.guest)? {
-            tracing::warn!("the guest's network: {failure}");
+        let failures = agent.set_network(&wanted.guest)?;
+        if failures.is_empty() {
+            self.record.guest_network = digest(&wanted.guest);
+            self.save()?;
+        }
+        Ok(failures)
+    }
+
+    /// Takes the leaving NICs away: first from the guest, whose driver must have let go before the VMM takes the device.
+    /// `staying` is the guest's network without them; what it names of NICs that are yet to come fails for now.
+    fn let_go(
+        &mut self,
+        control: &Control,
+        mut staying: SetNetworkRequest,
+        agent: &mut AgentClient,
+    ) -> Result<(), crate::Error> {
+        staying.wait_ms = 0;
+        agent.set_network(&staying)?;
+        while let Some(id) = self.record.network.leaving.last() {
+            match control.detach(id) {
+                // An attachment that failed half-way has left a NIC that the VMM never got.
+                Err(error) if error.is_not_found() => {}
+                other => other?,
+            }
+            self.record.network.leaving.pop();
+            self.save()?;
         }
         Ok(())
     }
@@ -155,24 +273,13 @@ impl Sandbox {
     }
 }
 
-/// Takes NICs away: first from the guest, whose driver must have let go before the VMM takes the device. `staying` is the
-/// guest's network without them; what it names of NICs that are yet to come fails for now.
-fn let_go(
-    control: &Control,
-    ids: &[String],
-    mut staying: SetNetworkRequest,
-    agent: &mut AgentClient,
-) -> Result<(), crate::Error> {
-    staying.wait_ms = 0;
-    agent.set_network(&staying)?;
-    for id in ids {
-        match control.detach(id) {
-            // An attachment that failed half-way has left a NIC that the VMM never got.
-            Err(error) if error.is_not_found() => {}
-            other => other?,
-        }
-    }
-    Ok(())
+/// What stands for a guest's network in the sandbox's record. Should two versions of hull make different ones of the
+/// same network, the guest is given it once more.
+fn digest(network: &SetNetworkRequest) -> Option<u64> {
+    let bytes = network.write_to_bytes().ok()?;
+    let mut hasher = DefaultHasher::new();
+    hasher.write(&bytes);
+    Some(hasher.finish())
 }
 
 fn open_known(path: &Path) -> Option<Netns> {

@@ -6,6 +6,7 @@ use super::{Sandbox, SandboxError, share};
 use crate::agent_client::AgentClient;
 use crate::config::{Config, SandboxConfig};
 use crate::container::ContainerId;
+use crate::monitor::StartingMonitor;
 use crate::network::Netns;
 use crate::process_identity::ProcessIdentity;
 use crate::store::Store;
@@ -18,12 +19,12 @@ pub struct PendingSandbox {
     container: ContainerId,
     /// Empty once it was kept.
     sandbox: Option<Sandbox>,
-    starting: Option<StartingVmm>,
+    starting: Option<(StartingVmm, StartingMonitor)>,
     is_new: bool,
 }
 
 impl PendingSandbox {
-    /// Makes a sandbox of the container's own, and starts its VM.
+    /// Makes a sandbox of the container's own, and starts its VM and its monitor.
     ///
     /// # Errors
     /// The state directory, or hull-vmm's program.
@@ -43,8 +44,9 @@ impl PendingSandbox {
             starting: None,
             is_new: true,
         };
-        let starting = pending.sandbox()?.start_vmm(config, netns, wanted.size)?;
-        pending.starting = Some(starting);
+        let vmm = pending.sandbox()?.start_vmm(config, netns, wanted.size)?;
+        let monitor = pending.sandbox()?.start_monitor(netns)?;
+        pending.starting = Some((vmm, monitor));
         Ok(pending)
     }
 
@@ -58,13 +60,14 @@ impl PendingSandbox {
         }
     }
 
-    /// Waits until the VM runs, with the device of its shared directory.
+    /// Waits until the VM runs, with the device of its shared directory, and the monitor listens.
     ///
     /// # Errors
     /// It does not.
     pub fn wait_running(&mut self, config: &Config) -> Result<(), crate::Error> {
-        if let Some(starting) = self.starting.take() {
-            starting.wait_running(config.boot_limit)?;
+        if let Some((vmm, monitor)) = self.starting.take() {
+            vmm.wait_running(config.boot_limit)?;
+            monitor.wait_listening()?;
             self.sandbox()?.attach_share_device()?;
         }
         Ok(())

@@ -6,6 +6,7 @@
 //! <root>/sandboxes/<id>/sandbox.json              a sandbox: its VM, its network (records.rs)
 //! <root>/sandboxes/<id>/lock                      held by whoever changes the sandbox or its containers
 //! <root>/sandboxes/<id>/{vm.json, control.sock, vsock/, console.log, vmm.log, outcome.json}   of hull-vmm
+//! <root>/sandboxes/<id>/monitor.log               of its monitor
 //! ```
 //!
 //! A container's directory is made before anything else, which reserves its id, and removed after everything else.
@@ -355,6 +356,8 @@ pub(crate) mod tests_support {
             },
             cgroup: None,
             vmm: None,
+            monitor: None,
+            guest_network: None,
         }
     }
 }

@@ -88,4 +88,10 @@ pub struct SandboxRecord {
     pub cgroup: Option<Cgroup>,
     /// Its `hull-vmm` process; none before it was started, and after its end was seen to.
     pub vmm: Option<ProcessIdentity>,
+    /// The process that follows changes of its network namespace, as `vmm`.
+    #[serde(default)]
+    pub monitor: Option<ProcessIdentity>,
+    /// What stands for the network that the guest was given last and took whole; none while that is not sure.
+    #[serde(default)]
+    pub guest_network: Option<u64>,
 }

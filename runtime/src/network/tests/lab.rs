@@ -112,6 +112,8 @@ impl Lab {
         mut persist: impl FnMut(&NetworkState) -> io::Result<()> + Send,
     ) -> Result<Reconciled, super::super::Error> {
         let kept = Arc::clone(&self.kept);
+        // A VM that lets go of each NIC at once.
+        self.state.leaving.clear();
         reconcile(&self.pod, &options(model), &mut self.state, &mut |state| {
             persist(state)?;
             *kept.lock().unwrap() = state.clone();

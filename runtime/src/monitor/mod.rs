@@ -1,0 +1,74 @@
+//! The monitor: the process of the host that keeps a sandbox's network up to date while the sandbox lives. It is the
+//! hidden subcommand `monitor` of `hull`, one for each sandbox, and lives in the sandbox's network namespace.
+//!
+//! It hears of every change of the namespace ([`crate::network::Watch`]), waits until a burst of changes is over
+//! (pace.rs), takes the sandbox's lock, and makes VM and guest equal to the namespace, as `create` and `start` do
+//! ([`Sandbox::follow_network`](crate::sandbox::Sandbox::follow_network)). What an event says is not looked at, so that
+//! none has to be seen: a monitor that was killed is made anew by the next command that needs the sandbox, and finds
+//! by its first look what has changed meanwhile.
+//!
+//! Its maker ([`StartingMonitor`]) waits until it listens. From then on nothing reaches it but the kernel's events; it
+//! ends with the VM, is killed when the sandbox ends, and one that the sandbox's record does not name ends by itself.
+//! It has one thread, which sleeps when nothing changes. Its messages go to `monitor.log` in the sandbox's directory.
+
+mod pace;
+mod serve;
+mod spawn;
+
+use std::io;
+
+use serde::{Deserialize, Serialize};
+
+use crate::network;
+
+pub use serve::serve;
+pub use spawn::StartingMonitor;
+
+/// How a monitor fails.
+#[derive(Debug, thiserror::Error)]
+pub enum MonitorError {
+    /// It cannot be started.
+    #[error("monitor: {operation}")]
+    Start {
+        /// What was tried.
+        operation: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// It cannot be born in the network namespace.
+    #[error("monitor")]
+    Netns(#[source] Box<network::Error>),
+    /// It said that it cannot listen.
+    #[error("monitor: {message}")]
+    Failed {
+        /// With the whole chain of causes.
+        message: String,
+    },
+    /// It ended, or does not say that it listens.
+    #[error("the monitor ended or does not answer")]
+    Lost(#[source] io::Error),
+    /// It survives being killed.
+    #[error("the monitor (pid {pid}) does not end")]
+    Unkillable {
+        /// Its pid.
+        pid: i32,
+    },
+    /// The VM that it is to watch over, or the kernel's events, cannot be waited for.
+    #[error("monitor: {0}")]
+    Wait(&'static str, #[source] io::Error),
+    /// There is no VM to watch over.
+    #[error("the sandbox has no VM")]
+    NoVm,
+}
+
+/// What a monitor says to its maker: one line of JSON on its standard output.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum FromMonitor {
+    /// It listens: no change from now on is missed.
+    Listening,
+    /// It cannot, and ends.
+    Failed {
+        /// With the whole chain of causes.
+        message: String,
+    },
+}

@@ -1,0 +1,128 @@
+//! The maker's side of a monitor.
+
+use std::fs::OpenOptions;
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use super::{FromMonitor, MonitorError};
+use crate::container::ContainerId;
+use crate::network::Netns;
+use crate::process_identity::ProcessIdentity;
+
+/// How long a monitor may take until it listens.
+const LISTEN_LIMIT: Duration = Duration::from_secs(30);
+/// The longest line that it says, in bytes.
+const MAX_LINE: u64 = 64 * 1024;
+
+/// A monitor that has been started and has not said yet that it listens. Dropping it kills it.
+#[derive(Debug)]
+pub struct StartingMonitor {
+    /// Empty once it lives on its own.
+    child: Option<Child>,
+    identity: ProcessIdentity,
+    answer: UnixStream,
+}
+
+impl StartingMonitor {
+    /// Starts the monitor of a sandbox below the state directory `root`, in the sandbox's network namespace. Its
+    /// messages are appended to `log`.
+    ///
+    /// # Errors
+    /// See [`MonitorError`].
+    pub fn spawn(
+        netns: &Netns,
+        root: &Path,
+        sandbox: &ContainerId,
+        log: &Path,
+    ) -> Result<Self, MonitorError> {
+        let fail = |operation| move |source| MonitorError::Start { operation, source };
+        let (answer, theirs) = UnixStream::pair().map_err(fail("make its socket"))?;
+        answer
+            .set_read_timeout(Some(LISTEN_LIMIT))
+            .map_err(fail("set up its socket"))?;
+        // A panic's last words.
+        let standard_error = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(log)
+            .map_err(fail("open its log"))?;
+        // The link itself: the program may have been replaced since this process was started.
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .arg0("hull")
+            .arg("--root")
+            .arg(root)
+            .arg("--log")
+            .arg(log)
+            .args(["monitor", sandbox.as_str()])
+            .current_dir("/")
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(OwnedFd::from(theirs))
+            .stderr(standard_error)
+            // A terminal's signals are for the container.
+            .process_group(0);
+        // A child is born in the network namespace of the thread that makes it.
+        let mut child = netns
+            .run(|| command.spawn())
+            .map_err(|error| MonitorError::Netns(Box::new(error)))?
+            .map_err(fail("run it"))?;
+        // It holds the other end of the socket.
+        drop(command);
+        let identity = ProcessIdentity::of(child.id()).map_err(|error| {
+            end(&mut child);
+            fail("name it")(error)
+        })?;
+        Ok(Self {
+            child: Some(child),
+            identity,
+            answer,
+        })
+    }
+
+    /// Names it.
+    pub fn identity(&self) -> ProcessIdentity {
+        self.identity
+    }
+
+    /// Waits until it listens. It then lives on its own.
+    ///
+    /// # Errors
+    /// It does not, and is gone.
+    pub fn wait_listening(mut self) -> Result<(), MonitorError> {
+        let mut line = String::new();
+        let mut answer = BufReader::new(Read::take(&self.answer, MAX_LINE));
+        answer.read_line(&mut line).map_err(MonitorError::Lost)?;
+        if line.is_empty() {
+            return Err(MonitorError::Lost(io::ErrorKind::UnexpectedEof.into()));
+        }
+        match serde_json::from_str(&line).map_err(|error| MonitorError::Lost(error.into()))? {
+            FromMonitor::Listening => {
+                self.child = None;
+                Ok(())
+            }
+            FromMonitor::Failed { message } => Err(MonitorError::Failed { message }),
+        }
+    }
+}
+
+impl Drop for StartingMonitor {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            end(&mut child);
+        }
+    }
+}
+
+/// Neither can fail for a child that was not waited for.
+fn end(child: &mut Child) {
+    let _ = child.kill();
+    let _ = child.wait();
+}
