@@ -3,10 +3,15 @@
 
 mod bad_input;
 mod cgroup;
+mod cni;
+mod command_line;
 mod exec;
 mod hooks;
 mod lifecycle;
 mod network;
+mod network_answers;
+mod network_datapath;
+mod network_many;
 mod process;
 mod rootfs;
 mod sandbox;

@@ -12,6 +12,7 @@ use crate::command::{Finished, finish};
 /// `hull --root <a directory of its own>`. When it goes, the containers that a failed case left go as well.
 #[derive(Debug)]
 pub struct Hull {
+    program: &'static str,
     root: TempDir,
     global: Vec<String>,
 }
@@ -29,8 +30,18 @@ impl Hull {
     /// There is no room for it.
     #[must_use]
     pub fn new() -> Self {
+        Self::of_program("hull")
+    }
+
+    /// Another runtime with the same command line, for cases that hold for both.
+    ///
+    /// # Panics
+    /// There is no room for its state.
+    #[must_use]
+    pub fn of_program(program: &'static str) -> Self {
         let root = TempDir::with_prefix("hull-root-").expect("temporary directory");
         Self {
+            program,
             root,
             global: Vec::new(),
         }
@@ -53,7 +64,7 @@ impl Hull {
     /// The command, to be finished by the case.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new("hull");
+        let mut command = Command::new(self.program);
         command
             .arg("--root")
             .arg(self.root.path())

@@ -1,0 +1,242 @@
+//! The command line, by the same commands for hull and for Debian's runc: a case that runc fails is a wrong case. Where
+//! the two differ, `runtime/DIFFERENCES.md` says so.
+
+use hull_tests::{Bundle, Hull};
+use serde_json::Value;
+
+const RUNTIMES: [&str; 2] = ["runc", "hull"];
+
+/// Runs `case` with each of the runtimes.
+fn with_each(case: impl Fn(&Hull)) {
+    for program in RUNTIMES {
+        eprintln!("with {program}");
+        case(&Hull::of_program(program));
+    }
+}
+
+/// Runs a command, and checks its exit code and, if it fails, its message.
+#[track_caller]
+fn expect(runtime: &Hull, command: &str, code: i32, message: &str) -> String {
+    let words: Vec<&str> = command.split(' ').collect();
+    let finished = runtime.hull(&words);
+    assert_eq!(finished.code, code, "{command}: {finished:?}");
+    assert!(finished.stderr.contains(message), "{command}: {finished:?}");
+    finished.text()
+}
+
+#[test]
+fn a_container_that_is_not_there() {
+    with_each(|runtime| {
+        for verb in [
+            "state",
+            "start",
+            "kill",
+            "delete",
+            "pause",
+            "resume",
+            "ps",
+            "events --stats",
+            "update --memory 64m",
+        ] {
+            expect(
+                runtime,
+                &format!("{verb} nobody"),
+                1,
+                "container does not exist",
+            );
+        }
+        expect(runtime, "exec nobody true", 255, "container does not exist");
+        expect(runtime, "delete --force nobody", 0, "");
+        assert_eq!(expect(runtime, "list --quiet", 0, ""), "");
+        assert!(expect(runtime, "list", 0, "").starts_with("ID "));
+    });
+}
+
+#[test]
+fn words_that_make_no_sense() {
+    with_each(|runtime| {
+        for command in [
+            "state",
+            "create",
+            "kill",
+            "--nonsense list",
+            "--log-format xml list",
+            "list --nonsense",
+            "run --bundle /nowhere c",
+            "create --bundle /nowhere c",
+        ] {
+            expect(runtime, command, 1, "");
+        }
+    });
+}
+
+#[test]
+fn each_verb_in_each_state() {
+    with_each(|runtime| {
+        let bundle = Bundle::new(&["sleep", "1000"]);
+        let _output = runtime.create(&bundle, "c");
+        let create = format!("create --bundle {} c", bundle.arg());
+        expect(
+            runtime,
+            &create,
+            1,
+            "container with given ID already exists",
+        );
+        expect(runtime, "delete c", 0, "");
+
+        let _output = runtime.create(&bundle, "c");
+        expect(runtime, "start c", 0, "");
+        expect(
+            runtime,
+            "start c",
+            1,
+            "cannot start an already running container",
+        );
+        expect(runtime, "delete c", 1, "that is not stopped");
+        let pids: Vec<i64> =
+            serde_json::from_str(&expect(runtime, "ps --format json c", 0, "")).unwrap();
+        assert_eq!(pids.len(), 1);
+        assert!(expect(runtime, "ps c", 0, "").contains("sleep 1000"));
+
+        expect(runtime, "pause c", 0, "");
+        assert_eq!(runtime.state("c")["status"], "paused");
+        expect(runtime, "pause c", 1, "");
+        expect(
+            runtime,
+            "exec c true",
+            255,
+            "cannot exec in a paused container",
+        );
+        expect(runtime, "resume c", 0, "");
+        expect(runtime, "resume c", 1, "not paused");
+        assert_eq!(runtime.state("c")["status"], "running");
+
+        expect(runtime, "kill c 0", 0, "");
+        expect(runtime, "kill c NOSUCH", 1, "unknown signal");
+        expect(runtime, "kill c 99", 1, "");
+        expect(runtime, "kill --all c KILL", 0, "");
+        runtime.await_status("c", "stopped");
+        expect(runtime, "kill c KILL", 1, "container not running");
+        expect(runtime, "kill --all c KILL", 0, "");
+        expect(
+            runtime,
+            "exec c true",
+            255,
+            "cannot exec in a stopped container",
+        );
+        expect(
+            runtime,
+            "start c",
+            1,
+            "cannot start a container that has stopped",
+        );
+        expect(runtime, "pause c", 1, "not running");
+        expect(runtime, "update --memory 64m c", 1, "container not running");
+        expect(runtime, "ps c", 0, "");
+        expect(runtime, "delete c", 0, "");
+        expect(runtime, "state c", 1, "container does not exist");
+    });
+}
+
+#[test]
+fn exec_with_each_option() {
+    with_each(|runtime| {
+        let bundle = Bundle::new(&["sleep", "1000"]);
+        let _output = runtime.create(&bundle, "c");
+        expect(runtime, "start c", 0, "");
+        for (options, command, output) in [
+            ("--cwd /tmp", "pwd", "/tmp\n"),
+            ("--user 1000:1001", "id", "uid=1000 gid=1001"),
+            ("-g 33 -g 44", "id", "groups=33,44"),
+            ("--env A=1 --env B=2", "env", "\nB=2\n"),
+            (
+                "--no-new-privs",
+                "grep NoNewPrivs /proc/self/status",
+                "\t1\n",
+            ),
+            ("--preserve-fds 0", "echo fine", "fine\n"),
+        ] {
+            let text = expect(runtime, &format!("exec {options} c {command}"), 0, "");
+            assert!(text.contains(output), "{options}: {text}");
+        }
+        let command = "exec --cap CAP_NET_ADMIN c grep CapEff /proc/self/status";
+        let line = expect(runtime, command, 0, "");
+        let set = line.split_whitespace().nth(1).unwrap();
+        assert_ne!(u64::from_str_radix(set, 16).unwrap() & 1 << 12, 0, "{line}");
+        expect(runtime, "exec c false", 1, "");
+        let killed = runtime.hull(&["exec", "c", "sh", "-c", "kill -9 $$"]);
+        assert_eq!(killed.code, 137);
+        expect(runtime, "exec c", 255, "process args cannot be empty");
+        expect(runtime, "exec --process /nowhere c", 255, "/nowhere");
+        expect(runtime, "exec --user nobody c id", 255, "nobody");
+
+        let pid_file = bundle.path().join("pid");
+        let detached = format!(
+            "exec --detach --pid-file {} c sleep 1000",
+            pid_file.display()
+        );
+        expect(runtime, &detached, 0, "");
+        let pid: i32 = std::fs::read_to_string(&pid_file).unwrap().parse().unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None).expect("it is a process");
+        let pids: Vec<i64> =
+            serde_json::from_str(&expect(runtime, "ps --format json c", 0, "")).unwrap();
+        assert_eq!(pids.len(), 2);
+        expect(runtime, "delete --force c", 0, "");
+    });
+}
+
+#[test]
+fn run_with_each_option() {
+    with_each(|runtime| {
+        let bundle = Bundle::shell("echo out; exit 5");
+        let run = |options: &str| format!("run {options} --bundle {} c", bundle.arg());
+        assert_eq!(expect(runtime, &run("--no-pivot"), 5, ""), "out\n");
+        expect(runtime, "state c", 1, "container does not exist");
+        expect(runtime, &run("--keep --no-new-keyring"), 5, "");
+        let state = runtime.state("c");
+        assert_eq!(
+            (&state["status"], &state["pid"]),
+            (&"stopped".into(), &0.into())
+        );
+        for key in ["ociVersion", "id", "bundle", "rootfs", "created", "owner"] {
+            assert!(state[key].is_string(), "{key}: {state}");
+        }
+        expect(runtime, "delete c", 0, "");
+    });
+}
+
+#[test]
+fn a_terminal_has_somebody_to_hold_it() {
+    with_each(|runtime| {
+        let bundle =
+            Bundle::new(&["true"]).with(|config| config["process"]["terminal"] = true.into());
+        let bundle = bundle.arg();
+        for verb in ["create", "run --detach"] {
+            let command = format!("{verb} --bundle {bundle} c");
+            expect(runtime, &command, 1, "cannot allocate tty if");
+        }
+        let command = format!("create --console-socket /nowhere --bundle {bundle} c");
+        expect(runtime, &command, 1, "/nowhere");
+        assert_eq!(expect(runtime, "list --quiet", 0, ""), "");
+    });
+}
+
+#[test]
+fn errors_are_told_in_the_log_too() {
+    with_each(|runtime| {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log");
+        let command = format!("--log {} --log-format json state nobody", log.display());
+        expect(runtime, &command, 1, "container does not exist");
+        let line = std::fs::read_to_string(&log).unwrap();
+        let message: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(message["level"], "error");
+        assert!(
+            message["msg"]
+                .as_str()
+                .unwrap()
+                .contains("container does not exist")
+        );
+        assert!(message["time"].is_string());
+    });
+}
