@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use hull_agent_protocol::stdio::{StreamKind, StreamRequest};
 use hull_vmm_protocol::socket::{parse, receive, send};
 use nix::sys::signalfd::SignalFd;
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use super::messages::{Attach, FromProxy, Setup, Streams, ToProxy};
 use super::signals::{Forwarder, block_all};
@@ -101,6 +102,7 @@ impl Held {
             },
             Streams::Console { socket, size } => {
                 let slave = console::open(socket, *size)?;
+                take_for_standard(slave.as_fd())?;
                 HostStreams::Terminal {
                     input: duplicate(slave.as_fd())?,
                     output: slave,
@@ -148,6 +150,15 @@ impl Held {
             origin: self.origin,
         })
     }
+}
+
+/// Puts the terminal in the place of the standard streams, as it is with runc: those belong to the maker, whose caller
+/// may read them to their end.
+fn take_for_standard(terminal: BorrowedFd<'_>) -> Result<(), ProxyError> {
+    dup2_stdin(terminal)
+        .and_then(|()| dup2_stdout(terminal))
+        .and_then(|()| dup2_stderr(terminal))
+        .map_err(|errno| ProxyError::host("take the terminal for its streams")(errno.into()))
 }
 
 fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd, ProxyError> {
