@@ -1,4 +1,4 @@
-//! The agent's vsock ports. Only the host may connect: vsock knows no namespaces, so a container's process could
+//! The agent's vsock ports, and connections to the host's. Only the host may connect: vsock knows no namespaces, so a container's process could
 //! try to, and would have the whole guest.
 
 use std::io;
@@ -34,4 +34,12 @@ impl HostListener {
             }
         })
     }
+}
+
+/// Connects to a port that the host listens on.
+///
+/// # Errors
+/// When nothing listens there, or there is no vsock device.
+pub async fn connect_to_host(port: u32) -> io::Result<VsockStream> {
+    VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, port)).await
 }

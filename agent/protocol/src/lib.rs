@@ -1,6 +1,7 @@
-//! What the runtime and the agent say to each other: the ttrpc service of `proto/agent.proto`, and the vsock
-//! ports and the opening line of the stdio streams beside it.
+//! What the runtime and the agent say to each other: the ttrpc service of `proto/agent.proto`, and beside it the vsock
+//! ports, the opening line of the stdio streams, and the way of DNS queries.
 
+pub mod dns;
 pub mod ports;
 pub mod stdio;
 

@@ -7,6 +7,7 @@
 mod address;
 mod channels;
 mod dns;
+mod embedded_dns;
 mod link;
 mod neighbour;
 mod netlink;
@@ -31,6 +32,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
 use crate::error_text::with_causes;
+use embedded_dns::EmbeddedDns;
 use link::Link;
 use netlink::Netlink;
 use wanted::{Address, Interface, Mac, Wanted};
@@ -56,6 +58,7 @@ pub struct Network {
     sysfs: Sysfs,
     /// The request that was applied last.
     applied: Mutex<Wanted>,
+    embedded_dns: EmbeddedDns,
 }
 
 impl Network {
@@ -64,6 +67,7 @@ impl Network {
         Self {
             sysfs,
             applied: Mutex::default(),
+            embedded_dns: EmbeddedDns::default(),
         }
     }
 
@@ -128,6 +132,9 @@ impl Network {
         )
         .await;
         rule::replace(&netlink, &applied.rules, &wanted.rules, &mut failures).await;
+        if let Err(error) = self.embedded_dns.set(request.embedded_dns).await {
+            failures.push(format!("listen for DNS queries: {error}"));
+        }
         let before = std::mem::replace(&mut *applied, wanted);
         if !failures.is_empty() {
             applied.keep_in_mind(before);

@@ -9,7 +9,8 @@
 //!
 //! Its maker ([`StartingMonitor`]) waits until it listens. From then on nothing reaches it but the kernel's events; it
 //! ends with the VM, is killed when the sandbox ends, and one that the sandbox's record does not name ends by itself.
-//! It has one thread, which sleeps when nothing changes. Its messages go to `monitor.log` in the sandbox's directory.
+//! It has one thread for that, which sleeps when nothing changes, and one that carries the guest's DNS queries to a server
+//! in the namespace ([`crate::network::embedded_dns`]). Its messages go to `monitor.log` in the sandbox's directory.
 
 mod pace;
 mod serve;
@@ -20,6 +21,7 @@ use std::io;
 use serde::{Deserialize, Serialize};
 
 use crate::network;
+use crate::network::embedded_dns::EmbeddedDnsError;
 
 pub use serve::serve;
 pub use spawn::StartingMonitor;
@@ -56,6 +58,9 @@ pub enum MonitorError {
     /// The VM that it is to watch over, or the kernel's events, cannot be waited for.
     #[error("monitor: {0}")]
     Wait(&'static str, #[source] io::Error),
+    /// The guest's DNS queries cannot be listened for.
+    #[error("monitor")]
+    EmbeddedDns(#[source] EmbeddedDnsError),
     /// There is no VM to watch over.
     #[error("the sandbox has no VM")]
     NoVm,

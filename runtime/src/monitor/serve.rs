@@ -11,10 +11,11 @@ use super::pace::{Outcome, Pace};
 use super::{FromMonitor, MonitorError};
 use crate::container::ContainerId;
 use crate::error::chain;
-use crate::network::{Netns, Watch};
+use crate::network::{Netns, Watch, embedded_dns};
 use crate::process_identity::ProcessIdentity;
 use crate::sandbox::{Followed, Sandbox};
 use crate::store::{Store, StoreError};
+use crate::vmm_process::vsock_socket;
 
 /// Follows the network namespace that this process is in for the sandbox `id`, until the sandbox's VM ends.
 ///
@@ -30,7 +31,6 @@ pub fn serve(store: &Store, id: &ContainerId) -> Result<(), crate::Error> {
             return Err(error);
         }
     };
-    // What else serves the guest from inside this namespace is started here: a thread each, which ends with the process.
     say(&FromMonitor::Listening);
     monitor.run()
 }
@@ -66,6 +66,8 @@ impl<'a> Monitor<'a> {
     fn start(store: &'a Store, id: &'a ContainerId) -> Result<Self, crate::Error> {
         let vmm = store.sandbox(id)?.vmm.and_then(|vmm| vmm.open());
         let own = ProcessIdentity::own();
+        embedded_dns::start(&vsock_socket(&store.sandbox_directory(id)))
+            .map_err(MonitorError::EmbeddedDns)?;
         let mut monitor = Self {
             store,
             id,

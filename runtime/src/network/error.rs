@@ -44,6 +44,9 @@ pub enum Error {
     /// `getifaddrs` failed.
     #[error("getifaddrs")]
     Getifaddrs(#[source] io::Error),
+    /// The kernel's table of UDP sockets cannot be read.
+    #[error("/proc/thread-self/net/udp")]
+    Sockets(#[source] io::Error),
     /// A link that should be there is not.
     #[error("link {name} is gone")]
     LinkGone {

@@ -30,6 +30,7 @@
 //! is. CNI's CHECK, which compares its MAC address with the one that it was given, passes with this model only.
 
 mod discover;
+pub mod embedded_dns;
 mod error;
 mod guest;
 mod link;

@@ -14,7 +14,7 @@ use super::{Keep, Sandbox, SandboxError};
 use crate::agent_client::AgentClient;
 use crate::config::{Limits, Vhost};
 use crate::network::{
-    self, Model, Netns, NetworkState, NewNic, NotCarried, Reconciled, open_vhost,
+    self, Model, Netns, NetworkState, NewNic, NotCarried, Reconciled, embedded_dns, open_vhost,
 };
 use crate::vmm_process::Control;
 
@@ -140,6 +140,7 @@ impl Sandbox {
         self.record.network = state;
         let mut wanted = answer?;
         wanted.guest.wait_ms = NIC_LIMIT_MS;
+        wanted.guest.embedded_dns = embedded_dns::is_served(netns)?;
         Ok(wanted)
     }
 
