@@ -8,7 +8,9 @@
 //! within the namespace would spread a MAC address for the guest's IP address that is not the guest's; and for the
 //! same reason it neither solicits routers nor announces its new MAC address.
 
-use netlink_packet_route::link::{BridgeStpState, InfoKind};
+use netlink_packet_route::link::{
+    BridgeStpState, InfoBridgePort, InfoKind, InfoPortData, InfoPortKind,
+};
 use rtnetlink::LinkBridge;
 
 use super::super::error::Error;
@@ -151,6 +153,21 @@ const STEPS: &[Step] = &[
             Some(uplink) => release(work, &uplink),
             None => Ok(()),
         },
+    },
+    // A host's bridge in hairpin mode sends the guest's broadcasts back to it. A bridge that learned from those would take
+    // the guest to be behind the uplink. With two ports there is nothing to learn.
+    Step {
+        name: "keep the bridge from learning from the uplink",
+        apply: |work| {
+            let setting = InfoPortData::BridgePort(vec![InfoBridgePort::Learning(false)]);
+            work.netlink
+                .change("set the learning of", &work.uplink()?, |change| {
+                    change
+                        .set_port_kind(InfoPortKind::Bridge)
+                        .set_port_data(setting)
+                })
+        },
+        undo: |_| Ok(()),
     },
     Step {
         name: "set tap and bridge up",
