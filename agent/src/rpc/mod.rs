@@ -356,7 +356,9 @@ impl Agent for Service {
         let queues = blocking(move || network::use_queue_pairs(&interfaces, online)).await?;
         // The network works with fewer.
         match queues {
-            Ok(failures) => failures.iter().for_each(|failure| tracing::warn!("{failure}")),
+            Ok(failures) => failures
+                .iter()
+                .for_each(|failure| tracing::warn!("{failure}")),
             Err(error) => tracing::warn!(%error, "queues of NICs"),
         }
         Ok(OnlineCpusResponse {
