@@ -31,6 +31,7 @@ use hull_runtime::bundle::NEWEST_OCI_VERSION;
 use hull_runtime::config::Config;
 use hull_runtime::container::{Console, ContainerId};
 use hull_runtime::logging::LogSettings;
+use hull_runtime::process_proxy::CONTROL_FD;
 use hull_runtime::store::Store;
 use hull_runtime::{Runtime, close_on_exec_from};
 
@@ -101,8 +102,6 @@ enum Verb {
     #[command(hide = true)]
     Monitor(monitor::Arguments),
     Pause(pause::Arguments),
-    #[command(hide = true)]
-    ProcessProxy(process_proxy::Arguments),
     Ps(ps::Arguments),
     #[command(hide = true)]
     Restore(Unsupported),
@@ -123,6 +122,9 @@ struct Unsupported {
 
 /// Runs the verb that this process's arguments name.
 pub(crate) fn main() -> ExitCode {
+    if let Some(control) = std::env::var_os(CONTROL_FD) {
+        return process_proxy::run(&control);
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -131,9 +133,6 @@ pub(crate) fn main() -> ExitCode {
             return if error.use_stderr() { 1 } else { 0 }.into();
         }
     };
-    if let Verb::ProcessProxy(arguments) = cli.verb {
-        return process_proxy::run(&arguments);
-    }
     if let Verb::Monitor(arguments) = &cli.verb {
         return monitor::run(&cli.global, arguments);
     }
@@ -186,7 +185,6 @@ impl Verb {
             Self::List(_) => ("list", 1),
             Self::Monitor(_) => ("monitor", 1),
             Self::Pause(_) => ("pause", 1),
-            Self::ProcessProxy(_) => ("process-proxy", 1),
             Self::Ps(_) => ("ps", 1),
             Self::Restore(_) => ("restore", 1),
             Self::Resume(_) => ("resume", 1),
@@ -227,7 +225,6 @@ impl Cli {
             Verb::Features(_)
             | Verb::Spec(_)
             | Verb::Monitor(_)
-            | Verb::ProcessProxy(_)
             | Verb::Checkpoint(_)
             | Verb::Restore(_) => Ok(0),
         }

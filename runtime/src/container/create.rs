@@ -87,6 +87,7 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
     let pending_cgroup = PendingCgroup::new(cgroup.clone());
     let proxy = NewProxy::spawn(
         Some(&placement.netns),
+        bundle.process.args().as_deref().unwrap_or_default(),
         &Setup {
             streams: streams.clone(),
             own_session: options.console.is_detached(),

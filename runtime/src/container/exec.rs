@@ -121,6 +121,7 @@ fn start(
 ) -> Result<Child, Error> {
     let proxy = NewProxy::spawn(
         None,
+        process.args().as_deref().unwrap_or_default(),
         &Setup {
             streams,
             own_session: options.console.is_detached(),

@@ -1,7 +1,7 @@
-//! The process proxy: the process of the host that stands for a process in the guest. It is the hidden subcommand
-//! `process-proxy` of `hull`; its pid is the one that callers see, it lives in the sandbox's network namespace, holds
-//! the process's standard streams or terminal, forwards the signals that it gets, and exits with the process's exit
-//! code.
+//! The process proxy: the process of the host that stands for a process in the guest. It is `hull` itself, started with
+//! [`CONTROL_FD`] in its environment; its pid is the one that callers see, it lives in the sandbox's network namespace,
+//! holds the process's standard streams or terminal, forwards the signals that it gets, and exits with the process's
+//! exit code.
 //!
 //! Its maker ([`spawn`]) starts it before there is a VM, for hooks want a pid, and then tells it what to do, message by
 //! message (messages.rs). Until it is told [`messages::ToProxy::Commit`] it ends with its maker; afterwards it lives as
@@ -30,6 +30,10 @@ use crate::network;
 pub use messages::{Attach, Setup, Streams};
 pub use serve::serve;
 pub use spawn::NewProxy;
+
+/// The variable of the environment that makes a process of `hull` a proxy: the number of the descriptor that is its
+/// maker's socket. Its arguments are those of the process that it stands for.
+pub const CONTROL_FD: &str = "HULL_PROCESS_PROXY_CONTROL_FD";
 
 /// How a process proxy fails.
 #[derive(Debug, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! The proxy itself: what runs in the process that `hull process-proxy` is.
+//! The proxy itself: what runs in the process that is a proxy.
 
 use std::io;
 use std::net::Shutdown;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::time::Duration;
 
@@ -10,8 +11,8 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 use nix::sys::time::TimeVal;
 
-use super::ProxyError;
 use super::messages::{Attach, FromProxy, Setup, ToProxy};
+use super::{CONTROL_FD, ProxyError};
 use crate::network::Netns;
 use crate::process_identity::ProcessIdentity;
 
@@ -29,11 +30,16 @@ pub struct NewProxy {
 
 impl NewProxy {
     /// Starts a proxy in `netns` (or where its maker is), with the maker's standard streams, and waits until it holds
-    /// what `setup` says.
+    /// what `setup` says. It has the words of its process, `args`, for its own, so that whoever lists the host's
+    /// processes by the pids that hull gives finds what runs in the guest.
     ///
     /// # Errors
     /// See [`ProxyError`].
-    pub fn spawn(netns: Option<&Netns>, setup: &Setup) -> Result<Self, ProxyError> {
+    pub fn spawn(
+        netns: Option<&Netns>,
+        args: &[String],
+        setup: &Setup,
+    ) -> Result<Self, ProxyError> {
         let (control, theirs) = socketpair(
             AddressFamily::Unix,
             SockType::SeqPacket,
@@ -48,8 +54,11 @@ impl NewProxy {
         // The link itself: the program may have been replaced since this process was started.
         let mut command = Command::new("/proc/self/exe");
         command
-            .args(["process-proxy", "--control-fd"])
-            .arg(theirs.as_raw_fd().to_string());
+            .env(CONTROL_FD, theirs.as_raw_fd().to_string())
+            .args(args.iter().skip(1));
+        if let Some(program) = args.first() {
+            command.arg0(program);
+        }
         let child = match netns {
             // A child is born in the network namespace of the thread that makes it.
             Some(netns) => netns
