@@ -77,6 +77,20 @@ pub enum ContainerError {
         /// The container.
         id: ContainerId,
     },
+    /// The network namespace is that of a container that no VM of hull's is for.
+    #[error(
+        "the network namespace {} is in use by a container that is not in a VM of hull (pid {pid}, {command:?}), \
+         so its network cannot be shared",
+        path.display()
+    )]
+    ForeignNetns {
+        /// The namespace.
+        path: PathBuf,
+        /// A process of that container.
+        pid: i32,
+        /// Its name.
+        command: String,
+    },
     /// A process of the host cannot be named.
     #[error("own process")]
     OwnProcess(#[source] std::io::Error),
@@ -87,6 +101,7 @@ impl ContainerError {
         match self {
             Self::WrongState { .. } | Self::NotRunning => ErrorKind::WrongState,
             Self::Signal(_) | Self::Capability(_) | Self::Options(_) => ErrorKind::InvalidInput,
+            Self::ForeignNetns { .. } => ErrorKind::Unsupported,
             Self::File { .. } | Self::Unkillable { .. } | Self::OwnProcess(_) => ErrorKind::Host,
         }
     }

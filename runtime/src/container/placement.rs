@@ -1,13 +1,14 @@
 //! Which VM a container goes into: one of its own, or that of the pod that it belongs to.
 
 use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
 
-use super::ContainerId;
+use super::{ContainerError, ContainerId};
 use crate::bundle::{BundleError, HOST_NETWORK};
-use crate::network::Netns;
+use crate::network::{Netns, NetnsId};
 use crate::sandbox::Sandbox;
 use crate::store::{Store, StoreError};
 
@@ -64,7 +65,13 @@ impl Placement {
             None => None,
         };
         let sandbox = match (sandbox, &netns_path) {
-            (None, Some(_)) => sandbox_in(store, &netns)?,
+            (None, Some(path)) => {
+                let sandbox = sandbox_in(store, &netns)?;
+                if sandbox.is_none() {
+                    check_unused(&netns, path)?;
+                }
+                sandbox
+            }
             (sandbox, _) => sandbox,
         };
         Ok(Self {
@@ -145,6 +152,43 @@ fn sandbox_in(store: &Store, netns: &Netns) -> Result<Option<Sandbox>, crate::Er
         give_back(store, &record.id)?;
     }
     Ok(None)
+}
+
+/// Checks that no container without a VM of this state directory is in the namespace: wiring its interfaces to a VM would
+/// take its network away. A container is told from what else may be there (whoever holds the namespace, a tool that looks
+/// into it) by its root directory, which is not the host's.
+fn check_unused(netns: &Netns, path: &Path) -> Result<(), crate::Error> {
+    let own_root = root_of(Path::new("/proc/self")).map_err(ContainerError::OwnProcess)?;
+    let processes = std::fs::read_dir("/proc").map_err(ContainerError::OwnProcess)?;
+    for process in processes.flatten() {
+        let Some(pid) = process
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        let directory = process.path();
+        // A process that has ended meanwhile is in no namespace.
+        let is_in_it = std::fs::metadata(directory.join("ns/net"))
+            .is_ok_and(|file| NetnsId::of(&file) == netns.id());
+        if is_in_it && root_of(&directory).is_ok_and(|root| root != own_root) {
+            let command = std::fs::read_to_string(directory.join("comm")).unwrap_or_default();
+            return Err(ContainerError::ForeignNetns {
+                path: path.into(),
+                pid,
+                command: command.trim_end().into(),
+            }
+            .into());
+        }
+    }
+    Ok(())
+}
+
+/// Device and inode of a process's root directory.
+fn root_of(process: &Path) -> std::io::Result<(u64, u64)> {
+    let root = std::fs::metadata(process.join("root"))?;
+    Ok((root.dev(), root.ino()))
 }
 
 fn give_back(store: &Store, id: &ContainerId) -> Result<(), crate::Error> {

@@ -1,6 +1,6 @@
 //! A network namespace, held by an open file.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -37,6 +37,16 @@ pub struct NetnsId {
     pub inode: u64,
 }
 
+impl NetnsId {
+    /// Of the namespace that a file stands for.
+    pub(crate) fn of(file: &Metadata) -> Self {
+        Self {
+            device: file.dev(),
+            inode: file.ino(),
+        }
+    }
+}
+
 impl Netns {
     /// Opens the namespace at `path`: `/proc/<pid>/ns/net`, or a file that it is mounted on.
     ///
@@ -60,10 +70,7 @@ impl Netns {
             return Err(Error::NotANetns { path: path.into() });
         }
         let metadata = file.metadata().map_err(fail)?;
-        let id = NetnsId {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-        };
+        let id = NetnsId::of(&metadata);
         Ok(Self { file, id })
     }
 
