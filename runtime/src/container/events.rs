@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use hull_agent_protocol::agent::StatsContainerResponse;
+use hull_vmm_protocol::control::NicTraffic;
 use serde::Serialize;
 
 use super::state::{Status, status};
@@ -11,6 +12,7 @@ use super::{ContainerError, ContainerId};
 use crate::Runtime;
 use crate::agent_client::AgentClient;
 use crate::error::Error;
+use crate::sandbox::traffic;
 use crate::vmm_process::vsock_socket;
 
 /// One line of `events`.
@@ -26,12 +28,45 @@ pub struct Event {
     pub data: Option<Stats>,
 }
 
-/// What a container uses, as its cgroup in the guest has it.
+/// What a container uses, as its cgroup in the guest has it, and what has passed through the NICs of its sandbox.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Stats {
     cpu: Cpu,
     memory: Memory,
     pids: Pids,
+    network_interfaces: Vec<NetworkInterface>,
+}
+
+/// A NIC, as the guest sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct NetworkInterface {
+    name: String,
+    rx_bytes: u64,
+    rx_packets: u64,
+    rx_errors: u64,
+    rx_dropped: u64,
+    tx_bytes: u64,
+    tx_packets: u64,
+    tx_errors: u64,
+    tx_dropped: u64,
+}
+
+impl NetworkInterface {
+    /// Frames that could not be passed on count as dropped, whatever was wrong with them.
+    fn new((name, passed): (String, NicTraffic)) -> Self {
+        Self {
+            name,
+            rx_bytes: passed.received.bytes,
+            rx_packets: passed.received.packets,
+            rx_errors: 0,
+            rx_dropped: passed.received.dropped,
+            tx_bytes: passed.sent.bytes,
+            tx_packets: passed.sent.packets,
+            tx_errors: 0,
+            tx_dropped: passed.sent.dropped,
+        }
+    }
 }
 
 /// In nanoseconds.
@@ -107,10 +142,12 @@ pub fn events(
     let mut out_of_memory = None;
     loop {
         let answer = AgentClient::connect(&socket).and_then(|mut agent| agent.stats_container(id));
-        let files = match answer {
-            Ok(answer) => Files(answer),
-            Err(_) if ended() => return Ok(()),
-            Err(error) => return Err(error.into()),
+        let passed = traffic(&runtime.store, &record.sandbox_id);
+        let (files, passed) = match (answer, passed) {
+            (Ok(answer), Ok(passed)) => (Files(answer), passed),
+            _ if ended() => return Ok(()),
+            (Err(error), _) => return Err(error.into()),
+            (_, Err(error)) => return Err(error),
         };
         let kills = files.keyed("memory.events", "oom_kill");
         let event = |kind, data| Event {
@@ -122,7 +159,7 @@ pub fn events(
             return Ok(());
         }
         out_of_memory = Some(kills);
-        if !tell(&event("stats", Some(files.stats()))) {
+        if !tell(&event("stats", Some(files.stats(passed)))) {
             return Ok(());
         }
         std::thread::sleep(interval);
@@ -163,7 +200,7 @@ impl Files {
             .unwrap_or(0)
     }
 
-    fn stats(&self) -> Stats {
+    fn stats(&self, passed: Vec<(String, NicTraffic)>) -> Stats {
         let nanoseconds = |key| self.keyed("cpu.stat", key).saturating_mul(1000);
         let raw: HashMap<String, u64> = self
             .table("memory.stat")
@@ -204,6 +241,7 @@ impl Files {
                     limit => limit,
                 },
             },
+            network_interfaces: passed.into_iter().map(NetworkInterface::new).collect(),
         }
     }
 }
@@ -228,7 +266,11 @@ mod tests {
         ] {
             answer.files.insert(file.into(), text.into());
         }
-        let stats = serde_json::to_value(Files(answer).stats()).unwrap();
+        let mut passed = NicTraffic::default();
+        passed.received.bytes = 11;
+        passed.sent.dropped = 12;
+        let passed = vec![("eth0".to_owned(), passed)];
+        let stats = serde_json::to_value(Files(answer).stats(passed)).unwrap();
         assert_eq!(stats["cpu"]["usage"]["total"], 5000);
         assert_eq!(stats["cpu"]["throttling"]["periods"], 0);
         assert_eq!(stats["memory"]["usage"]["usage"], 4096);
@@ -237,5 +279,10 @@ mod tests {
         assert_eq!(stats["memory"]["raw"]["anon"], 7);
         assert_eq!(stats["pids"]["current"], 2);
         assert_eq!(stats["pids"]["limit"], 0);
+        let nic = &stats["network_interfaces"][0];
+        assert_eq!(
+            (&nic["Name"], &nic["RxBytes"], &nic["TxDropped"]),
+            (&"eth0".into(), &11.into(), &12.into())
+        );
     }
 }

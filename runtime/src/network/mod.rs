@@ -42,6 +42,7 @@ mod reconcile;
 mod state;
 mod sysctl;
 mod tap;
+mod traffic;
 mod undo;
 mod uplink;
 mod vhost;
@@ -54,6 +55,7 @@ pub use reconcile::{NewNic, NotCarried, Options, Persist, Reconciled, reconcile}
 pub use state::{
     Model, NetworkState, NicState, SavedNeighbour, SavedSetting, SavedSysctl, UplinkState,
 };
+pub use traffic::tap_traffic;
 pub use undo::undo;
 pub use vhost::open_vhost;
 pub use watch::Watch;

@@ -11,6 +11,7 @@ mod monitor;
 mod network;
 mod pending;
 pub mod share;
+mod traffic;
 
 use std::io::{self, Read};
 use std::path::PathBuf;
@@ -30,6 +31,7 @@ use crate::vmm_process::{self, Control, StartingVmm, VmmError};
 pub use monitor::ensure_monitor;
 pub use network::Followed;
 pub use pending::PendingSandbox;
+pub use traffic::traffic;
 use share::{Share, ShareError};
 
 /// The mount tag of the shared directory.

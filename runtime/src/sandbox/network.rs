@@ -16,6 +16,7 @@ use crate::config::{Limits, Vhost};
 use crate::network::{
     self, Model, Netns, NetworkState, NewNic, NotCarried, Reconciled, embedded_dns, open_vhost,
 };
+use crate::store::SandboxRecord;
 use crate::vmm_process::Control;
 
 /// How long the guest may take to see a NIC that was just attached, in milliseconds.
@@ -230,22 +231,7 @@ impl Sandbox {
 
     /// The sandbox's network namespace; nothing if it is gone.
     pub fn open_netns(&self) -> Option<Netns> {
-        let of = |pid: i32| PathBuf::from(format!("/proc/{pid}/ns/net"));
-        let processes = [Some(self.record.netns_holder), self.record.vmm];
-        let alive = processes
-            .into_iter()
-            .flatten()
-            .filter(|process| process.is_alive());
-        let candidates = alive
-            .map(|process| of(process.pid))
-            .chain(self.record.netns_path.clone());
-        candidates
-            .filter_map(|path| open_known(&path))
-            .find(|netns| {
-                let known = self.record.network.netns;
-                // A path may have been given to another namespace since.
-                known.is_none_or(|known| known == netns.id())
-            })
+        netns_of(&self.record)
     }
 
     /// Gives the network namespace back as it was; with the namespace gone nothing is left to give.
@@ -272,6 +258,26 @@ impl Sandbox {
         self.record.network = state;
         Ok(answer?)
     }
+}
+
+/// The network namespace of a sandbox; nothing if it is gone.
+pub(super) fn netns_of(record: &SandboxRecord) -> Option<Netns> {
+    let of = |pid: i32| PathBuf::from(format!("/proc/{pid}/ns/net"));
+    let processes = [Some(record.netns_holder), record.vmm];
+    let alive = processes
+        .into_iter()
+        .flatten()
+        .filter(|process| process.is_alive());
+    let candidates = alive
+        .map(|process| of(process.pid))
+        .chain(record.netns_path.clone());
+    candidates
+        .filter_map(|path| open_known(&path))
+        .find(|netns| {
+            let known = record.network.netns;
+            // A path may have been given to another namespace since.
+            known.is_none_or(|known| known == netns.id())
+        })
 }
 
 /// What stands for a guest's network in the sandbox's record. Should two versions of hull make different ones of the

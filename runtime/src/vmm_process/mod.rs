@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hull_vmm_protocol::config::{FsConfig, NetConfig, VmConfig};
-use hull_vmm_protocol::control::{FailureKind, Request, Response};
+use hull_vmm_protocol::control::{FailureKind, NicCounters, Request, Response};
 use hull_vmm_protocol::outcome::{Cause, Outcome, Ready, StartFailure};
 use hull_vmm_protocol::socket::{CallError, ControlClient};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -267,6 +267,22 @@ impl Control {
     /// See [`VmmError::Call`].
     pub fn attach_fs(&self, fs: FsConfig) -> Result<(), VmmError> {
         self.call(&format!("attach {}", fs.id), &Request::AttachFs(fs), &[])
+    }
+
+    /// What has passed through the NICs, as far as the VMM sees it.
+    ///
+    /// # Errors
+    /// See [`VmmError::Call`].
+    pub fn net_counters(&self) -> Result<Vec<NicCounters>, VmmError> {
+        let call = "counters of NICs";
+        match self.client.call(&Request::NetCounters, &[]) {
+            Ok(Response::NetCounters { nics }) => Ok(nics),
+            Ok(_) => Err(call_error(
+                call,
+                io::Error::from(io::ErrorKind::InvalidData).into(),
+            )),
+            Err(error) => Err(call_error(call, error)),
+        }
     }
 
     /// Takes a device away.
