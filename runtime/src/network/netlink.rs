@@ -10,7 +10,9 @@ use netlink_packet_route::neighbour::NeighbourMessage;
 use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::rule::RuleMessage;
 use netlink_packet_route::tc::{TcHandle, TcMessage};
-use rtnetlink::{Handle, IpVersion, LinkGetRequest, LinkMessageBuilder, LinkUnspec};
+use rtnetlink::{
+    Handle, IpVersion, LinkBridgePort, LinkGetRequest, LinkMessageBuilder, LinkUnspec,
+};
 use tokio::runtime::{Builder, Runtime};
 
 use super::error::{Error, NetlinkError};
@@ -136,6 +138,18 @@ impl Netlink {
             &link.name,
             self.handle.link().set(message).execute(),
         )
+    }
+
+    /// Changes what `change` says of a link as the port of a bridge.
+    pub(super) fn change_port(
+        &self,
+        operation: &'static str,
+        link: &Link,
+        change: impl FnOnce(LinkMessageBuilder<LinkBridgePort>) -> LinkMessageBuilder<LinkBridgePort>,
+    ) -> Result<(), Error> {
+        let message = change(LinkBridgePort::new(link.index)).build();
+        let request = self.handle.link().set_port(message);
+        self.ask(operation, &link.name, request.execute())
     }
 
     pub(super) fn set_up(&self, link: &Link) -> Result<(), Error> {

@@ -8,9 +8,7 @@
 //! within the namespace would spread a MAC address for the guest's IP address that is not the guest's; and for the
 //! same reason it neither solicits routers nor announces its new MAC address.
 
-use netlink_packet_route::link::{
-    BridgeStpState, InfoBridgePort, InfoKind, InfoPortData, InfoPortKind,
-};
+use netlink_packet_route::link::{BridgeStpState, InfoKind};
 use rtnetlink::LinkBridge;
 
 use super::super::error::Error;
@@ -159,13 +157,9 @@ const STEPS: &[Step] = &[
     Step {
         name: "keep the bridge from learning from the uplink",
         apply: |work| {
-            let setting = InfoPortData::BridgePort(vec![InfoBridgePort::Learning(false)]);
+            let uplink = work.uplink()?;
             work.netlink
-                .change("set the learning of", &work.uplink()?, |change| {
-                    change
-                        .set_port_kind(InfoPortKind::Bridge)
-                        .set_port_data(setting)
-                })
+                .change_port("set the learning of", &uplink, |port| port.learning(false))
         },
         undo: |_| Ok(()),
     },

@@ -25,7 +25,13 @@ fn tap_and_uplink_become_ports_of_a_bridge() {
         assert!(tap.contains(setting), "{setting}: {tap}");
     }
     let uplink = run(&lab.pod, "ip -details link show eth0");
-    for setting in ["02:00:ca:fe:00:00", "master hull-br0", "mtu 1400", "UP"] {
+    for setting in [
+        "02:00:ca:fe:00:00",
+        "master hull-br0",
+        "learning off",
+        "mtu 1400",
+        "UP",
+    ] {
         assert!(uplink.contains(setting), "{setting}: {uplink}");
     }
     // The engines still find the container's addresses where they have put them.

@@ -109,7 +109,7 @@ fn a_datagram_goes_to_the_guest_and_back_over_every_kind_of_uplink() {
         for model in [Model::Bridge, Model::Tc] {
             let Some(lab) = kind.lab() else { break };
             run(&lab.host, &format!("ip address add 10.0.0.1/24 dev {peer}"));
-            there_and_back(lab, model);
+            let _ = there_and_back(lab, model);
         }
     }
 }
@@ -128,20 +128,25 @@ fn the_guest_is_reached_through_a_hairpin_port_which_gives_its_broadcasts_back()
              ip link set switch up
              until ip link show dev switch | grep -q 'state UP'; do sleep 0.01; done",
         );
-        there_and_back(lab, model);
+        let (_lab, mut guest, socket) = there_and_back(lab, model);
+        guest.send(&ethernet(
+            BROADCAST,
+            guest.mac,
+            ETHERTYPE_EXPERIMENTAL,
+            &[0; 46],
+        ));
+        let own = guest.receive(|frame| frame[12..14] == ETHERTYPE_EXPERIMENTAL);
+        assert!(own.is_some(), "{model}: the port is no hairpin");
+        socket.send_to(b"again", ("10.0.0.2", 8888)).unwrap();
+        let again = guest.receive(|frame| frame.ends_with(b"again"));
+        assert!(again.is_some(), "{model}");
     }
 }
 
-fn there_and_back(mut lab: Lab, model: Model) {
+/// The host sends a datagram to the guest, and gets one back.
+fn there_and_back(mut lab: Lab, model: Model) -> (Lab, Guest, UdpSocket) {
     let mut guest = Guest::new(lab.reconcile(model).attach.remove(0));
     let socket = socket_on(&lab.host, "10.0.0.1");
-    // The switches on the way learn where the guest is.
-    guest.send(&ethernet(
-        BROADCAST,
-        guest.mac,
-        ETHERTYPE_EXPERIMENTAL,
-        &[0; 46],
-    ));
     socket.send_to(b"ping", ("10.0.0.2", 8888)).unwrap();
 
     let request = guest
@@ -164,6 +169,7 @@ fn there_and_back(mut lab: Lab, model: Model) {
     let neighbours = run(&lab.host, "ip neighbour show to 10.0.0.2");
     let mac = MacAddress(guest.mac).to_string();
     assert!(neighbours.contains(&mac), "{mac}: {neighbours}");
+    (lab, guest, socket)
 }
 
 #[test]
