@@ -128,6 +128,16 @@ impl Cgroup {
         self.manager()?.apply(&limits).map_err(self.change("limit"))
     }
 
+    /// The pids of the processes in it.
+    ///
+    /// # Errors
+    /// See [`CgroupError`].
+    pub fn pids(&self) -> Result<Vec<i32>, CgroupError> {
+        let pids = self.manager()?.get_all_pids();
+        let pids = pids.map_err(self.change("list the processes of"))?;
+        Ok(pids.into_iter().map(Pid::as_raw).collect())
+    }
+
     /// Removes it, and ends what is still in it.
     ///
     /// # Errors

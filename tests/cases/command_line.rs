@@ -1,6 +1,8 @@
 //! The command line, by the same commands for hull and for Debian's runc: a case that runc fails is a wrong case. Where
 //! the two differ, `runtime/DIFFERENCES.md` says so.
 
+use std::process::Stdio;
+
 use hull_tests::{Bundle, Hull};
 use serde_json::Value;
 
@@ -148,7 +150,7 @@ fn exec_with_each_option() {
             ("--cwd /tmp", "pwd", "/tmp\n"),
             ("--user 1000:1001", "id", "uid=1000 gid=1001"),
             ("-g 33 -g 44", "id", "groups=33,44"),
-            ("--env A=1 --env B=2", "env", "\nB=2\n"),
+            ("--env A=1 --env B=2", "env", "B=2\n"),
             (
                 "--no-new-privs",
                 "grep NoNewPrivs /proc/self/status",
@@ -171,11 +173,16 @@ fn exec_with_each_option() {
         expect(runtime, "exec --user nobody c id", 255, "nobody");
 
         let pid_file = bundle.path().join("pid");
-        let detached = format!(
-            "exec --detach --pid-file {} c sleep 1000",
-            pid_file.display()
-        );
-        expect(runtime, &detached, 0, "");
+        // The process keeps the streams of the command for its own.
+        let status = runtime
+            .command(&["exec", "--detach", "--pid-file"])
+            .arg(&pid_file)
+            .args(["c", "sleep", "1000"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        assert!(status.unwrap().success());
         let pid: i32 = std::fs::read_to_string(&pid_file).unwrap().parse().unwrap();
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None).expect("it is a process");
         let pids: Vec<i64> =

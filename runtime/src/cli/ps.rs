@@ -1,14 +1,15 @@
 //! `hull ps`.
 
 use hull_runtime::Runtime;
-use hull_runtime::container::ps;
+use hull_runtime::container::{host_pids, ps};
 
 use super::{container_id, print, print_json};
 
-/// List the processes of a container, with their pids in the guest
+/// List the processes of a container
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// A table, or the pids as JSON
+    /// A table of all, with their pids in the guest; or the pids of the host, as JSON, by which engines know those that
+    /// they have started
     #[arg(short, long, default_value = "table")]
     format: Format,
     /// The container's id
@@ -22,15 +23,12 @@ enum Format {
 }
 
 pub(super) fn run(runtime: &Runtime, arguments: &Arguments) -> anyhow::Result<u8> {
-    let processes = ps(runtime, &container_id(&arguments.id)?)?;
+    let id = container_id(&arguments.id)?;
     match arguments.format {
-        Format::Json => {
-            let pids: Vec<u32> = processes.iter().map(|process| process.pid).collect();
-            print_json(&pids)?;
-        }
+        Format::Json => print_json(&host_pids(runtime, &id)?)?,
         Format::Table => {
             let mut table = format!("{:<8} {:>8} {:>8} CMD\n", "UID", "PID", "PPID");
-            for process in processes {
+            for process in ps(runtime, &id)? {
                 // The guest names its processes as it likes.
                 let command: String = process
                     .command

@@ -30,7 +30,7 @@ pub use id::{ContainerId, IdError};
 pub use kill::{kill, parse_signal};
 pub use list::list;
 pub use pause::{pause, resume};
-pub use ps::ps;
+pub use ps::{host_pids, ps};
 pub use run::{RunOptions, run};
 pub use spec::default_spec;
 pub use start::start;
