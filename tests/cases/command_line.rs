@@ -150,7 +150,7 @@ fn exec_with_each_option() {
             ("--cwd /tmp", "pwd", "/tmp\n"),
             ("--user 1000:1001", "id", "uid=1000 gid=1001"),
             ("-g 33 -g 44", "id", "groups=33,44"),
-            ("--env A=1 --env B=2", "env", "B=2\n"),
+            ("--env A=1 --env B=2", "env", "\nA=1\nB=2\n"),
             (
                 "--no-new-privs",
                 "grep NoNewPrivs /proc/self/status",

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::env;
-use std::ffi::CString;
+use std::ffi::{CString, NulError, OsStr};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -17,7 +17,7 @@ use libcontainer::seccomp::initialize_seccomp;
 use libcontainer::syscall::syscall::create_syscall;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use nix::errno::Errno;
-use nix::unistd::{AccessFlags, access, execv};
+use nix::unistd::{AccessFlags, access, execve};
 use oci_spec::runtime::{Hook, Process, Spec};
 
 use super::Failure;
@@ -75,7 +75,7 @@ impl PayloadExecutor {
             self.load_seccomp()?;
         }
         sys::default_sigpipe()?;
-        match execv(&program, &arguments) {
+        match execve(&program, &arguments, &environment(process)?) {
             Ok(never) => Ok(never),
             Err(errno) => Err(format!("exec {program:?}: {}", errno.desc().to_lowercase()).into()),
         }
@@ -177,6 +177,27 @@ fn program(process: &Process) -> Result<PathBuf, Failure> {
     Err(Failure::NotFound(format!(
         "exec: {name:?}: executable file not found in $PATH"
     )))
+}
+
+/// This process's environment, in the order in which the specification gives it; `libcontainer` keeps it in a table. What
+/// that has added, such as `HOME`, comes last.
+fn environment(process: &Process) -> Result<Vec<CString>, NulError> {
+    let given = process.env().as_deref().unwrap_or_default();
+    let place = |name: &OsStr| {
+        given
+            .iter()
+            .rposition(|variable| {
+                let found = variable.split_once('=').map(|(name, _)| OsStr::new(name));
+                found == Some(name)
+            })
+            .unwrap_or(usize::MAX)
+    };
+    let mut variables: Vec<_> = env::vars_os().collect();
+    variables.sort_by_cached_key(|(name, _)| place(name));
+    variables
+        .into_iter()
+        .map(|(name, value)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()))
+        .collect()
 }
 
 /// Whether this process's user may execute the file.
