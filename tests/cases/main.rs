@@ -11,6 +11,7 @@ mod lifecycle;
 mod network;
 mod network_answers;
 mod network_datapath;
+mod network_live;
 mod network_many;
 mod process;
 mod rootfs;

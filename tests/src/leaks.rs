@@ -50,18 +50,16 @@ fn present() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for entry in fs::read_dir("/proc").expect("/proc").flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
+        // By the program that it runs: process proxies and monitors call themselves otherwise.
         if name.bytes().all(|byte| byte.is_ascii_digit())
-            && let Ok(line) = fs::read(entry.path().join("cmdline"))
+            && let Ok(program) = fs::read_link(entry.path().join("exe"))
+            && program
+                .file_name()
+                .is_some_and(|file| file.to_string_lossy().starts_with("hull"))
         {
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
-            let program = line.split(' ').next().unwrap_or_default();
-            if program
-                .rsplit('/')
-                .next()
-                .is_some_and(|file| file.starts_with("hull"))
-            {
-                found.insert(format!("process {name}: {line}"));
-            }
+            found.insert(format!("process {name}: {line}"));
         }
     }
     for line in run_ok("ip", &["-o", "link"]).lines() {

@@ -66,7 +66,12 @@ pub(super) async fn replace(
         }
     };
     remove(netlink, link, goes, failures).await?;
+    // Only now, for an address may have taken its secondary ones along.
+    let present = netlink.addresses(index).await?;
     for address in wanted {
+        if present.iter().any(|present| is_already(present, address)) {
+            continue;
+        }
         let message = RouteNetlinkMessage::NewAddress(message(index, address));
         if let Err(error) = netlink.change(message, NLM_F_CREATE | NLM_F_REPLACE).await {
             failures.push(format!(
@@ -101,18 +106,39 @@ fn can_become(present: &AddressMessage, wanted: &Address) -> bool {
     if wanted.prefix.address.is_ipv6() {
         return true;
     }
-    let (mut flags, mut broadcast) = (AddressFlags::empty(), None);
-    for attribute in &present.attributes {
-        match attribute {
-            AddressAttribute::Flags(all) => flags = *all,
-            AddressAttribute::Broadcast(address) => broadcast = Some(*address),
-            _ => {}
-        }
-    }
-    let wanted_flags = AddressFlags::from_bits_retain(wanted.flags);
+    let mut attributes = present.attributes.iter();
+    let broadcast = attributes.find_map(|attribute| match attribute {
+        AddressAttribute::Broadcast(address) => Some(*address),
+        _ => None,
+    });
     broadcast == wanted.broadcast
         && present.header.scope == wanted.scope.into()
-        && !(flags ^ wanted_flags).contains(AddressFlags::Noprefixroute)
+        && !(flags(present) ^ wanted_flags(wanted)).contains(AddressFlags::Noprefixroute)
+}
+
+/// Whether a present address is the wanted one, with nothing left to change.
+fn is_already(present: &AddressMessage, wanted: &Address) -> bool {
+    let compared = SETTINGS | AddressFlags::Deprecated;
+    let flags = flags(present);
+    prefix(present) == Some(wanted.prefix)
+        && can_become(present, wanted)
+        && !(flags ^ wanted_flags(wanted)).intersects(compared)
+        // It has no end, and is in use.
+        && flags.contains(AddressFlags::Permanent)
+        && !flags.intersects(AddressFlags::Tentative | AddressFlags::Dadfailed)
+}
+
+fn flags(present: &AddressMessage) -> AddressFlags {
+    let mut attributes = present.attributes.iter();
+    let flags = attributes.find_map(|attribute| match attribute {
+        AddressAttribute::Flags(flags) => Some(*flags),
+        _ => None,
+    });
+    flags.unwrap_or(AddressFlags::empty())
+}
+
+fn wanted_flags(wanted: &Address) -> AddressFlags {
+    AddressFlags::from_bits_retain(wanted.flags)
 }
 
 fn message(index: u32, address: &Address) -> AddressMessage {
@@ -121,7 +147,7 @@ fn message(index: u32, address: &Address) -> AddressMessage {
     message.header.index = index;
     message.header.prefix_len = address.prefix.length;
     message.header.scope = address.scope.into();
-    let mut flags = AddressFlags::from_bits_retain(address.flags) & SETTINGS;
+    let mut flags = wanted_flags(address) & SETTINGS;
     message.header.family = match ip {
         IpAddr::V4(_) => AddressFamily::Inet,
         IpAddr::V6(_) => {
@@ -145,8 +171,7 @@ fn message(index: u32, address: &Address) -> AddressMessage {
 /// the source of new connections: it is not preferred any more.
 fn lifetimes(address: &Address) -> CacheInfo {
     const FOR_EVER: u32 = u32::MAX;
-    let deprecated =
-        AddressFlags::from_bits_retain(address.flags).contains(AddressFlags::Deprecated);
+    let deprecated = wanted_flags(address).contains(AddressFlags::Deprecated);
     // The crate lets nobody name all the fields.
     let mut lifetimes = CacheInfo::default();
     lifetimes.ifa_valid = FOR_EVER;

@@ -5,6 +5,7 @@ mod bridge;
 mod discovery;
 mod kinds;
 mod lab;
+mod live;
 mod rollback;
 mod tc;
 mod traffic;
