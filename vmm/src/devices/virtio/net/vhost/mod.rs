@@ -6,7 +6,9 @@
 //! checked here, for the kernel takes the rings' addresses as those of this process; the addresses in descriptors it
 //! checks against the table of guest memory. A ring that a driver breaks stops, and does no other harm.
 //!
-//! The descriptors come with the device: the VMM opens nothing.
+//! The descriptors come with the device: the VMM opens nothing. Two things that the VMM's own workers do are not done:
+//! nobody counts what passes, for the tap does; and a tap that the host removes is not noticed, so the guest's link
+//! stays up and its frames go nowhere. The table of guest memory is that of the moment at which the driver was ready.
 
 mod sys;
 
