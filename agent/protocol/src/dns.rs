@@ -1,14 +1,15 @@
 //! Queries of containers to Docker's embedded DNS server, which is at [`ADDRESS`] inside the network namespace of the
 //! sandbox on the host. The agent listens on the same address in the guest, and opens a vsock connection to port
-//! [`crate::ports::DNS`] of the host for each query that came in a datagram, and for each TCP connection.
+//! [`crate::ports::DNS`] of the host for each query.
 //!
-//! The first byte of a connection says which of the two it is for: see [`Transport`]. What follows, both ways, are
+//! The first byte of a connection says by what the query came: see [`Transport`]. What follows, both ways, are
 //! messages as DNS over TCP has them (RFC 1035 §4.2.2): two bytes of length, the most significant first, and so many
 //! bytes of message.
 //!
 //! - [`Transport::Datagram`]: one query from the guest, and one answer from the host, which has asked by a datagram as
 //!   well, so that an answer is cut short where the server cuts it. Without an answer the host closes.
-//! - [`Transport::Stream`]: all that the two ends of a TCP connection say to each other, and their half-closes.
+//! - [`Transport::Stream`]: all that the two ends of a TCP connection to the server say to each other, and their
+//!   half-closes.
 //!
 //! The host reads no more of a message than it needs to pass it on, and lets the guest reach no other server.
 

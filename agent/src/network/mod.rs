@@ -24,6 +24,7 @@ pub use wanted::RequestError;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -132,7 +133,11 @@ impl Network {
         )
         .await;
         rule::replace(&netlink, &applied.rules, &wanted.rules, &mut failures).await;
-        if let Err(error) = self.embedded_dns.set(request.embedded_dns).await {
+        let upstream = request
+            .embedded_dns
+            .as_ref()
+            .map(|dns| servers(&dns.upstream_servers, &mut failures));
+        if let Err(error) = self.embedded_dns.set(upstream).await {
             failures.push(format!("listen for DNS queries: {error}"));
         }
         let before = std::mem::replace(&mut *applied, wanted);
@@ -288,6 +293,18 @@ async fn configure(
         failures.push(format!("set {name} {state}: {}", with_causes(&error)));
     }
     Ok(has_ipv6)
+}
+
+/// The addresses of DNS servers, without those that are none.
+fn servers(words: &[String], failures: &mut Vec<String>) -> Vec<IpAddr> {
+    let mut servers = Vec::new();
+    for word in words {
+        match word.parse() {
+            Ok(address) => servers.push(address),
+            Err(_) => failures.push(format!("{word:?} is not the address of a DNS server")),
+        }
+    }
+    servers
 }
 
 /// Sets `lo` up, with which the kernel gives it its addresses.

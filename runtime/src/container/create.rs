@@ -237,6 +237,7 @@ fn new_record(
         created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
         owner,
         annotations: bundle.annotations(),
+        resolver_file: resolver_file(bundle),
         lifecycle: Lifecycle::Creating,
         creator: Some(ProcessIdentity::own().map_err(ContainerError::OwnProcess)?),
         proxy: None,
@@ -246,6 +247,13 @@ fn new_record(
         poststop: HookKind::Poststop.of(&hooks).to_vec(),
         timings: Vec::new(),
     })
+}
+
+/// What is mounted on the container's resolver file.
+fn resolver_file(bundle: &Bundle) -> Option<PathBuf> {
+    let mounts = bundle.spec.mounts().iter().flatten();
+    let mut resolvers = mounts.filter(|mount| mount.destination() == Path::new("/etc/resolv.conf"));
+    resolvers.next_back()?.source().clone()
 }
 
 /// `poststop` hooks, which run once the others have, however far those came: they undo what those did.

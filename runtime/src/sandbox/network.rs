@@ -2,12 +2,14 @@
 //! line with what [`crate::network`] says.
 
 use std::collections::HashSet;
+use std::fs::OpenOptions;
 use std::hash::{DefaultHasher, Hasher};
-use std::io;
+use std::io::{self, Read};
 use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use hull_agent_protocol::agent::SetNetworkRequest;
+use hull_agent_protocol::agent::{EmbeddedDns, SetNetworkRequest};
 use protobuf::Message;
 
 use super::{Keep, Sandbox, SandboxError};
@@ -16,11 +18,14 @@ use crate::config::{Limits, Vhost};
 use crate::network::{
     self, Model, Netns, NetworkState, NewNic, NotCarried, Reconciled, embedded_dns, open_vhost,
 };
-use crate::store::SandboxRecord;
+use crate::store::{SandboxRecord, StoreError};
 use crate::vmm_process::Control;
 
 /// How long the guest may take to see a NIC that was just attached, in milliseconds.
 const NIC_LIMIT_MS: u32 = 20_000;
+
+/// What is read of a resolver file, in bytes.
+const RESOLVER_FILE_LIMIT: u64 = 16 * 1024;
 
 /// What came of a look at the network namespace while containers run.
 #[derive(Debug)]
@@ -141,8 +146,34 @@ impl Sandbox {
         self.record.network = state;
         let mut wanted = answer?;
         wanted.guest.wait_ms = NIC_LIMIT_MS;
-        wanted.guest.embedded_dns = embedded_dns::is_served(netns)?;
+        if embedded_dns::is_served(netns)? {
+            wanted.guest.embedded_dns = Some(EmbeddedDns {
+                upstream_servers: self.upstream_servers()?,
+                ..Default::default()
+            })
+            .into();
+        }
         Ok(wanted)
+    }
+
+    /// The servers that Docker's embedded DNS server asks in the namespace. All containers of a sandbox have the same.
+    fn upstream_servers(&self) -> Result<Vec<String>, StoreError> {
+        let mut servers = Vec::new();
+        for container in self.store.containers()? {
+            if container.sandbox_id != self.record.id {
+                continue;
+            }
+            let Some(path) = &container.resolver_file else {
+                continue;
+            };
+            match read_start(path) {
+                Ok(text) => servers.extend(embedded_dns::upstream_servers(&text)),
+                Err(error) => tracing::debug!(path = %path.display(), %error, "resolver file"),
+            }
+        }
+        let mut seen = HashSet::new();
+        servers.retain(|server| seen.insert(*server));
+        Ok(servers.iter().map(ToString::to_string).collect())
     }
 
     /// Whether VM and guest have all of it already.
@@ -287,6 +318,18 @@ fn digest(network: &SetNetworkRequest) -> Option<u64> {
     let mut hasher = DefaultHasher::new();
     hasher.write(&bytes);
     Some(hasher.finish())
+}
+
+/// A resolver file, or its beginning: containers write to theirs.
+fn read_start(path: &Path) -> io::Result<String> {
+    // Not blocking: the path comes from a caller and may name a FIFO.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    let mut bytes = Vec::new();
+    file.take(RESOLVER_FILE_LIMIT).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 fn open_known(path: &Path) -> Option<Netns> {

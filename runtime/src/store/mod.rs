@@ -328,6 +328,7 @@ pub(crate) mod tests_support {
             created: "2026-01-01T00:00:00Z".into(),
             owner: "root".into(),
             annotations: std::collections::HashMap::new(),
+            resolver_file: None,
             lifecycle: Lifecycle::Creating,
             creator: None,
             proxy: None,

@@ -32,6 +32,9 @@ pub struct ContainerRecord {
     pub owner: String,
     /// Annotations of its configuration.
     pub annotations: HashMap<String, String>,
+    /// The file of the host that it has as `/etc/resolv.conf`.
+    #[serde(default)]
+    pub resolver_file: Option<PathBuf>,
     /// How far it has come by commands; whether it has ended since is for the processes to tell.
     pub lifecycle: Lifecycle,
     /// The `hull create` that makes it, while it does.

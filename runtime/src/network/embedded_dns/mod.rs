@@ -8,6 +8,7 @@
 mod forward;
 #[cfg(test)]
 mod tests;
+mod upstream;
 
 use std::fs;
 use std::io;
@@ -23,6 +24,7 @@ use hull_vmm_protocol::socket::with_short_path;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, bind, listen, socket};
 
 use super::Netns;
+pub use upstream::upstream_servers;
 
 /// Connections that wait to be accepted. The VMM does not wait for room.
 const BACKLOG: i32 = 128;

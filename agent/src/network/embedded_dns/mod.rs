@@ -4,21 +4,31 @@
 //!
 //! It listens only while the host says that there is such a server: a container that is a DNS server itself wants port
 //! 53 of all addresses, and on most networks can have it.
+//!
+//! The embedded server knows the names of Docker's networks, and asks other servers for the rest from inside the network
+//! namespace. There no answer reaches it, for what arrives is the guest's. So the agent asks those servers as well
+//! (resolve.rs), from where their answers do arrive.
+
+mod resolve;
+#[cfg(test)]
+mod tests;
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hull_agent_protocol::dns::{ADDRESS, MAX_MESSAGE, Transport, length_prefix};
 use hull_agent_protocol::ports;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use crate::vsock;
+use resolve::Resolver;
 
 /// Queries by UDP that wait for their answers. Further ones wait in the socket's buffer, and may be lost there.
 const MAX_QUERIES: usize = 192;
@@ -34,36 +44,52 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// The listening sockets, while there are any.
 #[derive(Debug, Default)]
 pub(super) struct EmbeddedDns {
-    server: Mutex<Option<JoinHandle<()>>>,
+    server: Mutex<Option<Server>>,
+}
+
+#[derive(Debug)]
+struct Server {
+    task: JoinHandle<()>,
+    upstream: watch::Sender<Vec<SocketAddr>>,
 }
 
 impl EmbeddedDns {
-    /// Listens from now on, or no longer.
+    /// Listens from now on, with these `upstream` servers of the embedded one; or no longer, if there is none.
     ///
     /// # Errors
     /// When a container has port 53 already.
-    pub(super) async fn set(&self, wanted: bool) -> io::Result<()> {
-        let serves = self.lock().is_some();
-        match (wanted, serves) {
-            (true, false) => {
-                let listening = Listening::bind(ADDRESS.into()).await?;
-                let server = listening.serve(|| vsock::connect_to_host(ports::DNS));
-                *self.lock() = Some(tokio::spawn(server));
+    pub(super) async fn set(&self, upstream: Option<Vec<IpAddr>>) -> io::Result<()> {
+        let Some(upstream) = upstream else {
+            let server = self.lock().take();
+            if let Some(server) = server {
+                server.task.abort();
+                // It gives the port back as it ends.
+                let _ = server.task.await;
             }
-            (false, true) => {
-                let server = self.lock().take();
-                if let Some(server) = server {
-                    server.abort();
-                    // It gives the port back as it ends.
-                    let _ = server.await;
-                }
-            }
-            _ => {}
+            return Ok(());
+        };
+        let upstream = upstream
+            .into_iter()
+            .map(|address| SocketAddr::new(address, ADDRESS.port()))
+            .collect();
+        if let Some(server) = &*self.lock() {
+            server.upstream.send_replace(upstream);
+            return Ok(());
         }
+        let listening = Listening::bind(ADDRESS.into()).await?;
+        let (sender, upstream) = watch::channel(upstream);
+        let resolver = Resolver {
+            connect: || vsock::connect_to_host(ports::DNS),
+            upstream,
+        };
+        *self.lock() = Some(Server {
+            task: tokio::spawn(listening.serve(resolver)),
+            upstream: sender,
+        });
         Ok(())
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<JoinHandle<()>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Server>> {
         self.server.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -85,10 +111,10 @@ impl Listening {
         })
     }
 
-    /// Serves for ever. `connect` makes a connection to the host; whoever drops this ends all that it carries.
-    async fn serve<C, F, S>(self, connect: C)
+    /// Serves for ever. Whoever drops this ends all that it does.
+    async fn serve<C, F, S>(self, resolver: Resolver<C>)
     where
-        C: Fn() -> F,
+        C: Fn() -> F + Clone + Send + Sync + 'static,
         F: Future<Output = io::Result<S>> + Send + 'static,
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -101,12 +127,12 @@ impl Listening {
                     received.map(|(length, client)| {
                         let query = message[..length].to_vec();
                         let socket = Arc::clone(&self.datagrams);
-                        queries.spawn(answer(query, client, socket, connect()));
+                        queries.spawn(answer(query, client, socket, resolver.clone()));
                     })
                 }
                 accepted = self.streams.accept(), if streams.len() < MAX_STREAMS => {
                     accepted.map(|(client, _)| {
-                        streams.spawn(carry(client, connect()));
+                        streams.spawn(timeout(STREAM_LIMIT, converse(client, resolver.clone())));
                     })
                 }
                 Some(_) = queries.join_next() => Ok(()),
@@ -121,16 +147,18 @@ impl Listening {
 }
 
 /// Answers one query by UDP. One that gets no answer is asked again by its client.
-async fn answer<S>(
+async fn answer<C, F, S>(
     query: Vec<u8>,
     client: SocketAddr,
     socket: Arc<UdpSocket>,
-    host: impl Future<Output = io::Result<S>>,
+    resolver: Resolver<C>,
 ) where
+    C: Fn() -> F,
+    F: Future<Output = io::Result<S>>,
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let asked = timeout(QUERY_LIMIT, ask(&query, host)).await;
-    let answered = match asked.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())) {
+    let resolved = timeout(QUERY_LIMIT, resolver.resolve(&query, Transport::Datagram)).await;
+    let answered = match resolved.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())) {
         Ok(answer) => socket.send_to(&answer, client).await.map(drop),
         Err(error) => Err(error),
     };
@@ -139,35 +167,29 @@ async fn answer<S>(
     }
 }
 
-async fn ask<S>(query: &[u8], host: impl Future<Output = io::Result<S>>) -> io::Result<Vec<u8>>
+/// Answers the queries of one TCP connection, one after another. One that gets no answer ends the connection.
+async fn converse<C, F, S>(mut client: TcpStream, resolver: Resolver<C>) -> io::Result<()>
 where
+    C: Fn() -> F,
+    F: Future<Output = io::Result<S>>,
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let prefix = length_prefix(query.len()).ok_or(io::ErrorKind::InvalidInput)?;
-    let mut host = host.await?;
-    let request = [&[Transport::Datagram.byte()], &prefix[..], query].concat();
-    host.write_all(&request).await?;
-    let length = host.read_u16().await?;
-    let mut answer = vec![0; length.into()];
-    host.read_exact(&mut answer).await?;
-    Ok(answer)
-}
-
-/// Carries one TCP connection.
-async fn carry<S>(mut client: TcpStream, host: impl Future<Output = io::Result<S>>)
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let carried = async {
-        let mut host = host.await?;
-        host.write_all(&[Transport::Stream.byte()]).await?;
-        copy_bidirectional(&mut client, &mut host).await
-    };
-    match timeout(STREAM_LIMIT, carried).await {
-        Ok(Ok(_)) | Err(_) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "a connection to the DNS server broke"),
+    loop {
+        let query = read_message(&mut client).await?;
+        let answer = resolver.resolve(&query, Transport::Stream).await?;
+        write_message(&mut client, &answer).await?;
     }
 }
 
-#[cfg(test)]
-mod tests;
+/// Reads a message with its length before it (RFC 1035 §4.2.2).
+async fn read_message(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
+    let length = from.read_u16().await?;
+    let mut message = vec![0; length.into()];
+    from.read_exact(&mut message).await?;
+    Ok(message)
+}
+
+async fn write_message(to: &mut (impl AsyncWrite + Unpin), message: &[u8]) -> io::Result<()> {
+    let prefix = length_prefix(message.len()).ok_or(io::ErrorKind::InvalidInput)?;
+    to.write_all(&[&prefix[..], message].concat()).await
+}
