@@ -52,7 +52,11 @@ pub(super) fn run(_arguments: &Arguments) -> anyhow::Result<u8> {
             "netDevices": {"enabled": false},
         },
         "annotations": {"dev.hull.version": env!("CARGO_PKG_VERSION")},
-        "potentiallyUnsafeConfigAnnotations": ["dev.hull."],
+        "potentiallyUnsafeConfigAnnotations": [
+            "dev.hull.",
+            "io.katacontainers.config.hypervisor.rx_rate_limiter_max_rate",
+            "io.katacontainers.config.hypervisor.tx_rate_limiter_max_rate",
+        ],
     }))?;
     Ok(0)
 }
