@@ -6,12 +6,14 @@
 
 pub mod bundle;
 pub mod command;
+pub mod engine;
 pub mod hull;
 pub mod leaks;
 pub mod netns;
 
 pub use bundle::Bundle;
 pub use command::{Finished, run, run_ok};
+pub use engine::Engine;
 pub use hull::Hull;
 pub use leaks::LeakCheck;
 pub use netns::Netns;

@@ -1,0 +1,195 @@
+//! The container engines of the machine, Docker and Podman, with hull as their runtime.
+
+use std::cell::RefCell;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::command::{Finished, eventually, run};
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// The command line of an engine. When it goes, the pods, containers and networks go that were made by it.
+#[derive(Debug)]
+pub struct Engine {
+    program: &'static str,
+    /// Before the command: how the engine is told to use hull, if not by an option of the command.
+    global: &'static [&'static str],
+    /// After `run`: the same.
+    run: &'static [&'static str],
+    /// Where hull keeps the state of this engine's containers.
+    root: &'static str,
+    names: RefCell<Vec<Made>>,
+}
+
+/// What has to go again.
+#[derive(Debug)]
+enum Made {
+    Container(String),
+    Network(String),
+    Pod(String),
+}
+
+impl Engine {
+    /// Docker, through containerd's shim for runc.
+    #[must_use]
+    pub fn docker() -> Self {
+        Self {
+            program: "docker",
+            global: &[],
+            run: &["--runtime", "hull"],
+            root: "/var/run/docker/runtime-runc/moby",
+            names: RefCell::default(),
+        }
+    }
+
+    /// Podman, through conmon.
+    #[must_use]
+    pub fn podman() -> Self {
+        Self {
+            program: "podman",
+            global: &["--runtime", "hull"],
+            run: &[],
+            root: "/run/hull",
+            names: RefCell::default(),
+        }
+    }
+
+    /// hull's state directory.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        Path::new(self.root)
+    }
+
+    /// Runs a command of the engine.
+    #[track_caller]
+    #[must_use]
+    pub fn command(&self, words: &[&str]) -> Finished {
+        run(self.program, words)
+    }
+
+    /// Runs a command of the engine that must succeed, and gives its standard output.
+    #[track_caller]
+    pub fn ok(&self, words: &[&str]) -> String {
+        self.command(words).expect(0).text()
+    }
+
+    /// The words of a command line that runs a container of the busybox image under hull, and removes it.
+    #[must_use]
+    pub fn foreground<'a>(&self, options: &[&'a str], args: &[&'a str]) -> Vec<&'a str> {
+        [
+            self.global,
+            &["run", "--rm"],
+            self.run,
+            options,
+            &["busybox"],
+            args,
+        ]
+        .concat()
+    }
+
+    /// Runs a container under hull to its end.
+    #[track_caller]
+    #[must_use]
+    pub fn run(&self, options: &[&str], args: &[&str]) -> Finished {
+        self.command(&self.foreground(options, args))
+    }
+
+    /// Starts a container under hull that runs a shell script, and gives its name.
+    #[track_caller]
+    pub fn start(&self, options: &[&str], script: &str) -> String {
+        self.start_with(self.global, self.run, options, script)
+    }
+
+    /// Starts a container under the engine's own runtime.
+    #[track_caller]
+    pub fn start_plain(&self, options: &[&str], script: &str) -> String {
+        self.start_with(&[], &[], options, script)
+    }
+
+    #[track_caller]
+    fn start_with(&self, global: &[&str], run: &[&str], options: &[&str], script: &str) -> String {
+        let name = unique("c");
+        self.names.borrow_mut().push(Made::Container(name.clone()));
+        let start = ["run", "--detach", "--name", &name];
+        let program = ["busybox", "sh", "-c", script];
+        self.ok(&[global, &start, run, options, &program].concat());
+        name
+    }
+
+    /// Makes a network and gives its name.
+    #[track_caller]
+    pub fn network(&self) -> String {
+        let name = unique("n");
+        self.ok(&["network", "create", &name]);
+        self.names.borrow_mut().push(Made::Network(name.clone()));
+        name
+    }
+
+    /// Makes a pod of Podman's under hull, with a container of the busybox image to hold its namespaces, and gives its
+    /// name.
+    #[track_caller]
+    pub fn pod(&self, options: &[&str]) -> String {
+        let name = unique("p");
+        let infra = [
+            "--infra-image",
+            "busybox",
+            "--infra-command",
+            "sleep 100000",
+        ];
+        let create = ["pod", "create", "--name", &name];
+        self.names.borrow_mut().push(Made::Pod(name.clone()));
+        self.ok(&[self.global, &create, &infra, options].concat());
+        name
+    }
+
+    /// Runs a shell script in a container.
+    #[track_caller]
+    #[must_use]
+    pub fn exec(&self, container: &str, script: &str) -> Finished {
+        self.command(&["exec", container, "sh", "-c", script])
+    }
+
+    /// Runs a shell script in a container until it succeeds, and gives its output.
+    ///
+    /// # Panics
+    /// It does not.
+    #[track_caller]
+    pub fn eventually(&self, container: &str, script: &str) -> String {
+        let mut last = None;
+        let succeeded = eventually(|| {
+            let finished = self.exec(container, script);
+            let succeeded = finished.code == 0;
+            last = Some(finished);
+            succeeded
+        });
+        assert!(succeeded, "{script}: {last:?}");
+        last.map(|finished| finished.text()).unwrap_or_default()
+    }
+
+    /// Removes a container by force.
+    #[track_caller]
+    pub fn remove(&self, container: &str) {
+        self.ok(&["rm", "--force", container]);
+        self.names
+            .borrow_mut()
+            .retain(|made| !matches!(made, Made::Container(name) if name == container));
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // The last first: a container keeps its network.
+        for made in self.names.take().into_iter().rev() {
+            let _ = match &made {
+                Made::Container(name) => self.command(&["rm", "--force", name]),
+                Made::Network(name) => self.command(&["network", "rm", name]),
+                Made::Pod(name) => self.command(&["pod", "rm", "--force", name]),
+            };
+        }
+    }
+}
+
+fn unique(kind: &str) -> String {
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("case-{}-{kind}{number}", std::process::id())
+}
