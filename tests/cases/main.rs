@@ -6,6 +6,7 @@ mod cgroup;
 mod cni;
 mod command_line;
 mod docker;
+mod docker_options;
 mod exec;
 mod hooks;
 mod lifecycle;

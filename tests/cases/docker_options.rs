@@ -1,0 +1,190 @@
+//! The options of `docker run`, and the commands for a container that runs.
+
+use hull_tests::command::eventually;
+use hull_tests::{Engine, LeakCheck};
+
+#[test]
+fn environment_user_names_and_files() {
+    let docker = Engine::docker();
+    let volume = tempfile::tempdir().unwrap();
+    std::fs::write(volume.path().join("file"), "data\n").unwrap();
+    let bound = format!("{}:/bound", volume.path().display());
+    let mounted = format!(
+        "type=bind,src={},dst=/mounted,readonly",
+        volume.path().display()
+    );
+    let options = [
+        "--env",
+        "A=1",
+        "--workdir",
+        "/tmp",
+        "--user",
+        "1000:1000",
+        "--hostname",
+        "named",
+        "--add-host",
+        "other:1.2.3.4",
+        "--dns",
+        "192.0.2.53",
+        "--volume",
+        &bound,
+        "--mount",
+        &mounted,
+        "--tmpfs",
+        "/small:size=1m",
+        "--shm-size",
+        "16m",
+    ];
+    let script = "echo $A; pwd; id -u; hostname; grep other /etc/hosts; grep 192.0.2.53 /etc/resolv.conf; \
+        cat /bound/file; df -k /small /dev/shm | awk 'NR > 1 { print $2 }'; touch /mounted/x 2>&1 || echo refused";
+    let finished = docker.run(&options, &["sh", "-c", script]).expect(0);
+    assert_eq!(
+        finished.text(),
+        "1\n/tmp\n1000\nnamed\n1.2.3.4\tother\nnameserver 192.0.2.53\ndata\n1024\n16384\n\
+         touch: /mounted/x: Read-only file system\nrefused\n"
+    );
+}
+
+#[test]
+fn limits_and_privileges() {
+    let docker = Engine::docker();
+    let options = [
+        "--memory",
+        "64m",
+        "--cpus",
+        "0.5",
+        "--pids-limit",
+        "50",
+        "--read-only",
+        "--cap-drop",
+        "ALL",
+        "--cap-add",
+        "NET_ADMIN",
+        "--security-opt",
+        "no-new-privileges",
+        "--ulimit",
+        "nofile=77:88",
+        "--sysctl",
+        "net.ipv4.ip_forward=1",
+        "--device",
+        "/dev/null:/dev/other-null",
+        "--init",
+    ];
+    let script = "cd /sys/fs/cgroup; cat memory.max cpu.max pids.max; touch /x 2>&1; \
+        awk '/CapEff|NoNewPrivs/ { print $2 }' /proc/self/status; ulimit -n; \
+        cat /proc/sys/net/ipv4/ip_forward; test -c /dev/other-null && cat /proc/1/comm";
+    let finished = docker.run(&options, &["sh", "-c", script]).expect(0);
+    assert_eq!(
+        finished.text(),
+        "67108864\n50000 100000\n50\ntouch: /x: Read-only file system\n0000000000001000\n1\n77\n1\ndocker-init\n"
+    );
+}
+
+#[test]
+fn commands_for_a_container_that_runs() {
+    let leaks = LeakCheck::new();
+    let docker = Engine::docker();
+    let container = docker.start(
+        &["--health-cmd", "true", "--health-interval", "2s"],
+        "sleep 100000",
+    );
+    let container = container.as_str();
+    let inspect = |format: &str| docker.ok(&["inspect", "--format", format, container]);
+    assert!(docker.ok(&["top", container]).contains("sleep 100000"));
+    let stats = docker.ok(&[
+        "stats",
+        "--no-stream",
+        "--format",
+        "{{.MemUsage}} {{.PIDs}}",
+        container,
+    ]);
+    assert!(
+        !stats.starts_with("0B"),
+        "the host accounts for the VM: {stats}"
+    );
+
+    docker.ok(&["pause", container]);
+    assert_eq!(inspect("{{.State.Status}}"), "paused\n");
+    docker.ok(&["unpause", container]);
+
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
+    std::fs::write(&file, "copied\n").unwrap();
+    let file = file.to_str().unwrap();
+    docker.ok(&["cp", file, &format!("{container}:/tmp/file")]);
+    assert_eq!(
+        docker.exec(container, "cat /tmp/file").expect(0).text(),
+        "copied\n"
+    );
+    docker.ok(&[
+        "cp",
+        &format!("{container}:/tmp/file"),
+        &format!("{file}.back"),
+    ]);
+    assert_eq!(
+        std::fs::read_to_string(format!("{file}.back")).unwrap(),
+        "copied\n"
+    );
+
+    docker.ok(&[
+        "update",
+        "--memory",
+        "200m",
+        "--memory-swap",
+        "200m",
+        container,
+    ]);
+    let limit = docker
+        .exec(container, "cat /sys/fs/cgroup/memory.max")
+        .expect(0);
+    assert_eq!(limit.text(), "209715200\n");
+    assert!(eventually(
+        || inspect("{{.State.Health.Status}}") == "healthy\n"
+    ));
+
+    docker.ok(&["restart", "--time", "1", container]);
+    assert_eq!(
+        docker.exec(container, "cat /tmp/file").expect(0).text(),
+        "copied\n"
+    );
+    docker.ok(&["kill", container]);
+    assert_eq!(docker.ok(&["wait", container]), "137\n");
+    docker.remove(container);
+    leaks.nothing_left(docker.root());
+}
+
+#[test]
+fn a_container_that_fails_is_started_again() {
+    let docker = Engine::docker();
+    let container = docker.start(&["--restart", "on-failure:1"], "exit 4");
+    let state = "{{.RestartCount}} {{.State.ExitCode}} {{.State.Status}}";
+    assert!(eventually(|| {
+        docker.ok(&["inspect", "--format", state, &container]) == "1 4 exited\n"
+    }));
+}
+
+#[test]
+fn what_a_vm_cannot_do_is_refused_with_the_reason() {
+    let leaks = LeakCheck::new();
+    let docker = Engine::docker();
+    for (options, reason) in [
+        (
+            &["--privileged"][..],
+            "cannot be given to a container in a VM",
+        ),
+        (&["--device", "/dev/kvm"], "/dev/kvm of the host"),
+        (&["--pid", "host"], "cannot share the host's processes"),
+        (&["--network", "host"], "sharing the host's network"),
+    ] {
+        let finished = docker.run(options, &["true"]).expect(125);
+        assert!(
+            finished.stderr.contains(reason),
+            "{options:?}: {}",
+            finished.stderr
+        );
+    }
+    for (program, code) in [("nosuch", 127), ("/etc/passwd", 126)] {
+        let _ = docker.run(&[], &[program]).expect(code);
+    }
+    leaks.nothing_left(docker.root());
+}
