@@ -2,12 +2,19 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::{Ipv6Addr, SocketAddrV6};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use hull_tests::command::{eventually, finish};
 use hull_tests::{Bundle, Hull, LeakCheck, Netns};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn6, sendto, setsockopt,
+    socket, sockopt,
+};
 use serde_json::Value;
 
 /// A container in a namespace of its own, whose `eth0` leads to a peer's.
@@ -349,6 +356,73 @@ fn the_monitor_ends_with_its_vm() {
     hull_tests::run_ok("kill", &["-9", &record["vmm"]["pid"].to_string()]);
     assert!(eventually(|| !is_running(monitor)));
     live.end();
+}
+
+#[test]
+fn what_routers_announce_the_guest_makes_of_it_and_has_it_once() {
+    let live = Live::new();
+    let address = |text: &str| text.matches("inet6 fd66:").count();
+    advertise(&live.peer, "peer0");
+    let _ = live.becomes("-6 addr show dev eth0", |text| address(text) == 1);
+    // The namespace's own stack no longer hears routers.
+    assert_eq!(address(&live.container.ip("-6 addr show dev eth0")), 0);
+    let default = |text: &str| text.matches("default via fe80:").count();
+    assert_eq!(default(&live.guest("-6 route")), 1);
+    // Another change leaves it alone.
+    live.container.ip("addr add fd77::9/64 dev eth0 nodad");
+    let text = live.becomes("-6 addr show dev eth0", |text| text.contains("fd77::9/64"));
+    assert_eq!((address(&text), default(&live.guest("-6 route"))), (1, 1));
+    // A namespace that ignores routers has a guest that does.
+    let _ = live
+        .container
+        .exec("sysctl -q -w net.ipv6.conf.eth0.accept_ra=0")
+        .expect(0);
+    live.container.ip("addr del fd77::9/64 dev eth0");
+    let _ = live.becomes("-6 addr show dev eth0", |text| !text.contains("fd77::9/64"));
+    let accept_ra = ["exec", ID, "cat", "/proc/sys/net/ipv6/conf/eth0/accept_ra"];
+    assert_eq!(live.hull.hull(&accept_ra).text(), "0\n");
+    live.end();
+}
+
+/// Sends a router advertisement (RFC 4861 §4.2) with the prefix `fd66::/64` for all hosts behind a link of a namespace.
+fn advertise(netns: &Netns, link: &str) {
+    const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    let index = &netns.ip_json(&format!("link show dev {link}"))[0]["ifindex"];
+    let index = u32::try_from(index.as_u64().expect("index")).expect("index");
+    // A router is known by its link-local address, which has to have been judged.
+    assert!(eventually(|| {
+        let addresses = netns.ip(&format!("-6 addr show dev {link} scope link -tentative"));
+        addresses.contains("fe80:")
+    }));
+    let mut message = vec![134, 0, 0, 0, 64, 0];
+    message.extend(1800_u16.to_be_bytes());
+    message.extend([0; 8]);
+    // Prefix information (§4.6.2): on link, and for autonomous configuration.
+    message.extend([3, 4, 64, 0xc0]);
+    message.extend(3600_u32.to_be_bytes());
+    message.extend(1800_u32.to_be_bytes());
+    message.extend([0; 4]);
+    message.extend(Ipv6Addr::new(0xfd66, 0, 0, 0, 0, 0, 0, 0).octets());
+    let path = netns.path();
+    let send = move || {
+        setns(
+            fs::File::open(path).expect("namespace"),
+            CloneFlags::CLONE_NEWNET,
+        )
+        .expect("setns");
+        let socket = socket(
+            AddressFamily::Inet6,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::IcmpV6,
+        )
+        .expect("raw socket");
+        setsockopt(&socket, sockopt::Ipv6MulticastHops, &255).expect("hops");
+        let to = SockaddrIn6::from(SocketAddrV6::new(ALL_NODES, 0, 0, index));
+        sendto(socket.as_raw_fd(), &message, &to, MsgFlags::empty()).expect("send");
+    };
+    // A thread of its own, which enters the namespace.
+    std::thread::spawn(send).join().expect("sent");
 }
 
 /// How long changes take to reach the guest. Printed only: the machine may be an emulated one.

@@ -22,6 +22,8 @@ use crate::vmm_process::vsock_socket;
 /// # Errors
 /// It cannot, or cannot any more. The maker has been told if it still waits.
 pub fn serve(store: &Store, id: &ContainerId) -> Result<(), crate::Error> {
+    // For who lists processes; `exe` else, after the link by which it was started. It cannot fail.
+    let _ = nix::sys::prctl::set_name(c"hull-monitor");
     let monitor = match Monitor::start(store, id) {
         Ok(monitor) => monitor,
         Err(error) => {
@@ -137,7 +139,11 @@ impl<'a> Monitor<'a> {
         let mut sandbox = match Sandbox::open(self.store, self.id) {
             Ok(sandbox) => sandbox,
             Err(StoreError::NoSandbox { .. }) => return Ok(None),
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                self.pace.look();
+                self.complain(vec![chain(&error)]);
+                return Ok(Some(Outcome::Failed));
+            }
         };
         if !sandbox.is_running() || !sandbox.is_monitored_by(self.own) {
             return Ok(None);

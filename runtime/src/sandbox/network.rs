@@ -112,7 +112,7 @@ impl Sandbox {
         let settling = wanted.settling;
         let mut agent = self.agent()?;
         let failures = self.apply(wanted, &mut agent)?;
-        tracing::info!(
+        tracing::debug!(
             rewired = followed.rewired,
             "the guest's network has followed"
         );
