@@ -47,7 +47,9 @@ make_bundle() {
     mkdir -p "$work/bundle/rootfs"
     cp "$traffic" "$work/bundle/rootfs/traffic"
     (cd "$work/bundle" && rm -f config.json && runc spec)
+    # The capability with which QEMU's program, its guest's first, sets the size of its receive buffer.
     jq ".process.terminal = false | .process.args = [\"/traffic\", \"serve\"] | .annotations = $1 |
+        .process.capabilities |= map_values(. + [\"CAP_NET_ADMIN\"]) |
         (.linux.namespaces[] | select(.type == \"network\")).path = \"/run/netns/$netns\"" \
         "$work/bundle/config.json" >"$work/bundle/config" && mv "$work/bundle/config" "$work/bundle/config.json"
 }
