@@ -5,6 +5,7 @@
 //! use what is there (iproute2, busybox) and no doubles.
 
 pub mod bundle;
+pub mod cni;
 pub mod command;
 pub mod engine;
 pub mod hull;
