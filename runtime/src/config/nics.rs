@@ -8,6 +8,9 @@
 //! | `dev.hull.network.rate.rx.<interface>`, `….tx.<interface>` | the same for one interface |
 //! | `io.katacontainers.config.hypervisor.rx_rate_limiter_max_rate`, `…tx_…` | as Kata has them: bits per second, 0 for none |
 //!
+//! An interface is named as the container's network namespace names it when its NIC is made. Containers that join a VM
+//! have what was said for the first.
+//!
 //! A rate is bytes per second, optionally a comma, and a burst in bytes: `1250000` or `10M,256Ki`. `k`, `M` and `G` are
 //! powers of 1000, `Ki`, `Mi` and `Gi` of 1024. Bytes are those of Ethernet frames. Without a burst it is what the rate
 //! gives in 100 ms, and 128 KiB at least.

@@ -88,10 +88,19 @@ pub enum VmmError {
 impl VmmError {
     /// The VMM has no device of that id.
     pub fn is_not_found(&self) -> bool {
+        self.is_failure(FailureKind::NotFound)
+    }
+
+    /// The host refused something that a device needs.
+    pub fn is_of_the_host(&self) -> bool {
+        self.is_failure(FailureKind::Host)
+    }
+
+    fn is_failure(&self, kind: FailureKind) -> bool {
         let Self::Call { source, .. } = self else {
             return false;
         };
-        matches!(source, CallError::Failed(failure) if failure.kind == FailureKind::NotFound)
+        matches!(source, CallError::Failed(failure) if failure.kind == kind)
     }
 }
 
@@ -259,6 +268,33 @@ impl Control {
             &Request::AttachNet(nic.clone()),
             &taps,
         )
+    }
+
+    /// The same for a NIC whose packets the host's kernel shall move: with a descriptor of vhost-net for each queue pair.
+    /// Where the host does not let it, the VMM moves them after all.
+    ///
+    /// # Errors
+    /// See [`VmmError::Call`].
+    pub fn attach_net_with_vhost(
+        &self,
+        nic: &NetConfig,
+        taps: &[OwnedFd],
+        vhosts: &[OwnedFd],
+    ) -> Result<(), VmmError> {
+        let config = NetConfig {
+            vhost: true,
+            ..nic.clone()
+        };
+        let descriptors: Vec<_> = taps.iter().chain(vhosts).map(AsFd::as_fd).collect();
+        let call = format!("attach {}", nic.id);
+        match self.call(&call, &Request::AttachNet(config), &descriptors) {
+            Err(error) if error.is_of_the_host() => {
+                let error = crate::error::chain(&error);
+                tracing::warn!(%error, "without vhost-net");
+                self.attach_net(nic, taps)
+            }
+            answer => answer,
+        }
     }
 
     /// Adds a file system.
