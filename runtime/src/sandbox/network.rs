@@ -40,6 +40,14 @@ pub struct Followed {
     pub neighbours: HashSet<IpAddr>,
 }
 
+/// How far VM and guest have taken a network.
+struct Applied {
+    /// Why a NIC could not be attached, for each such NIC.
+    unattached: Vec<crate::Error>,
+    /// What the guest could not do, each a sentence.
+    refused: Vec<String>,
+}
+
 impl Sandbox {
     /// Checks that a container whose annotations choose `asked` can be in this sandbox: all its containers share one
     /// network.
@@ -80,7 +88,14 @@ impl Sandbox {
             return Ok(());
         }
         let settling = wanted.settling;
-        for failure in self.apply(wanted, agent)? {
+        let Applied {
+            unattached,
+            refused,
+        } = self.apply(wanted, agent)?;
+        if let Some(error) = unattached.into_iter().next() {
+            return Err(error);
+        }
+        for failure in refused {
             if settling {
                 tracing::debug!("the guest's network, for now: {failure}");
             } else {
@@ -111,18 +126,24 @@ impl Sandbox {
         }
         let settling = wanted.settling;
         let mut agent = self.agent()?;
-        let failures = self.apply(wanted, &mut agent)?;
+        let Applied {
+            unattached,
+            refused,
+        } = self.apply(wanted, &mut agent)?;
         tracing::debug!(
             rewired = followed.rewired,
             "the guest's network has followed"
         );
+        followed.unfinished = !unattached.is_empty();
+        let unattached = unattached.iter().map(|error| crate::error::chain(error));
+        followed.lacking.extend(unattached);
         // What is settling is an event again once it has settled.
         if !settling {
-            followed.unfinished = !failures.is_empty();
-            let failures = failures.into_iter();
+            followed.unfinished |= !refused.is_empty();
+            let refused = refused.iter();
             followed
                 .lacking
-                .extend(failures.map(|failure| format!("the guest's network: {failure}")));
+                .extend(refused.map(|failure| format!("the guest's network: {failure}")));
         }
         Ok(followed)
     }
@@ -184,12 +205,12 @@ impl Sandbox {
             && self.record.guest_network == digest(&wanted.guest)
     }
 
-    /// Gives it to VM and guest; gives what the guest could not do, each a sentence.
+    /// Gives it to VM and guest, as far as they take it.
     fn apply(
         &mut self,
-        wanted: Reconciled,
+        mut wanted: Reconciled,
         agent: &mut AgentClient,
-    ) -> Result<Vec<String>, crate::Error> {
+    ) -> Result<Applied, crate::Error> {
         // From here on nobody knows what the guest has, until it has said so.
         if self.record.guest_network.take().is_some() {
             self.save()?;
@@ -206,15 +227,25 @@ impl Sandbox {
             });
             self.let_go(&control, staying, agent)?;
         }
+        let mut unattached = Vec::new();
         for nic in wanted.attach {
-            self.attach_nic(&control, nic)?;
+            let mac = nic.config.mac.clone();
+            if let Err(error) = self.attach_nic(&control, nic) {
+                unattached.push(error);
+                let interfaces = &mut wanted.guest.interfaces;
+                // The guest would wait for it.
+                interfaces.retain(|interface| interface.mac != mac);
+            }
         }
-        let failures = agent.set_network(&wanted.guest)?;
-        if failures.is_empty() {
+        let refused = agent.set_network(&wanted.guest)?;
+        if unattached.is_empty() && refused.is_empty() {
             self.record.guest_network = digest(&wanted.guest);
             self.save()?;
         }
-        Ok(failures)
+        Ok(Applied {
+            unattached,
+            refused,
+        })
     }
 
     /// Takes the leaving NICs away: first from the guest, whose driver must have let go before the VMM takes the device.
@@ -242,7 +273,6 @@ impl Sandbox {
     /// Gives the VM a NIC, whose packets move as the sandbox's settings have it.
     fn attach_nic(&self, control: &Control, nic: NewNic) -> Result<(), crate::Error> {
         let NewNic { mut config, taps } = nic;
-        let mut descriptors = taps;
         let mut nics = self.record.network.nics.iter();
         let uplink = nics.rfind(|nic| nic.id() == config.id);
         let limits = uplink.map_or_else(Limits::default, |nic| {
@@ -252,12 +282,11 @@ impl Sandbox {
         // The kernel's mover of packets knows no bounds.
         if self.record.nics.vhost == Vhost::Auto
             && limits.are_none()
-            && let Some(vhosts) = open_vhost(descriptors.len()).map_err(SandboxError::Vhost)?
+            && let Some(vhosts) = open_vhost(taps.len()).map_err(SandboxError::Vhost)?
         {
-            config.vhost = true;
-            descriptors.extend(vhosts);
+            return Ok(control.attach_net_with_vhost(&config, &taps, &vhosts)?);
         }
-        Ok(control.attach_net(&config, &descriptors)?)
+        Ok(control.attach_net(&config, &taps)?)
     }
 
     /// The sandbox's network namespace; nothing if it is gone.
