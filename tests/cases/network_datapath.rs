@@ -254,6 +254,25 @@ fn a_rate_holds_in_its_direction_and_loses_nothing() {
 }
 
 #[test]
+fn a_host_whose_vhost_net_does_not_work_has_the_vmm_move_packets() {
+    let pair = Pair::new(1500);
+    let hull = Hull::new();
+    let bundle = pair.bundle("ping -c 2 -W 20 10.81.0.1", &[]);
+    let script = format!(
+        "mount --bind /dev/null /dev/vhost-net && exec hull --root {} run --bundle {} dp",
+        hull.root().display(),
+        bundle.arg()
+    );
+    let finished = run("unshare", &["--mount", "sh", "-c", &script]).expect(0);
+    assert!(finished.text().contains("2 packets received"));
+    assert!(
+        finished.stderr.contains("VHOST_GET_FEATURES"),
+        "{}",
+        finished.stderr
+    );
+}
+
+#[test]
 fn settings_that_are_none_are_refused_by_name() {
     for (name, value) in [
         ("dev.hull.network.vhost", "on"),

@@ -31,8 +31,8 @@ use crate::vmm_process::{self, Control, StartingVmm, VmmError};
 pub use monitor::ensure_monitor;
 pub use network::Followed;
 pub use pending::PendingSandbox;
-pub use traffic::traffic;
 use share::{Share, ShareError};
+pub use traffic::traffic;
 
 /// The mount tag of the shared directory.
 const SHARE_TAG: &str = "hull";
