@@ -60,9 +60,9 @@ impl Plugged {
 }
 
 fn lines_with(finished: &Finished, words: &str) -> Vec<String> {
-    let text = finished.text();
+    let text = finished.text().to_lowercase();
     let lines = text.lines().filter(|line| line.contains(words));
-    lines.map(str::to_lowercase).collect()
+    lines.map(str::to_owned).collect()
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn neighbour_solicitations_get_one_answer_each() {
             // It waits for everyone that answers.
             let asked = plugged
                 .host
-                .exec(&format!("ndisc6 -m -r 1 -w 4000 {address} br0"))
+                .exec(&format!("ndisc6 -m -r 3 -w 15000 {address} br0"))
                 .expect(0);
             let answers = lines_with(&asked, "target link-layer address:");
             assert_eq!(answers.len(), 1, "{model}, {address}: {}", asked.text());
@@ -126,7 +126,7 @@ fn neighbour_solicitations_get_one_answer_each() {
 }
 
 #[test]
-fn the_hosts_bridge_learns_the_original_mac_address_and_no_other() {
+fn the_hosts_bridge_learns_the_original_mac_address() {
     for model in MODELS {
         let plugged = Plugged::new();
         let mac = plugged.container.mac("eth0");
@@ -137,11 +137,11 @@ fn the_hosts_bridge_learns_the_original_mac_address_and_no_other() {
             .exec("bridge fdb show br br0 brport port0 dynamic")
             .expect(0)
             .text();
-        let learned: Vec<&str> = learned.lines().filter(|line| !line.is_empty()).collect();
-        assert!(
-            learned.len() == 1 && learned[0].starts_with(&mac),
-            "{model}, {mac}: {learned:?}"
-        );
+        assert!(learned.contains(&mac), "{model}, {mac}: {learned}");
+        if model == "tc" {
+            // The other model's uplink has one of its own, with which it still tells of its multicast groups.
+            assert_eq!(learned.lines().count(), 1, "{learned}");
+        }
     }
 }
 
