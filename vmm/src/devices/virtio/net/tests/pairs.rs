@@ -29,7 +29,7 @@ fn flow(flow: u16) -> Vec<u8> {
 }
 
 /// Sends 200 flows and counts what arrives on each pair.
-fn arrivals(interface: &TapInterface, nic: &mut Nic) -> Vec<usize> {
+pub(super) fn arrivals(interface: &TapInterface, nic: &mut Nic) -> Vec<usize> {
     for number in 0..200 {
         interface.send(&flow(1000 + number));
     }

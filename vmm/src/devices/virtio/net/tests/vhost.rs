@@ -9,6 +9,7 @@ use virtio_bindings::virtio_net::{VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ, VIRTIO_
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use super::nic::{MAC, Nic};
+use super::pairs::arrivals;
 use super::tap_interface::{TapInterface, frame, in_namespace, is_ours};
 use crate::devices::virtio::device::VirtioDevice as _;
 use crate::devices::virtio::net::HEADER_SIZE;
@@ -84,7 +85,10 @@ fn several_pairs_are_served() {
         let mut nic = Nic::start(net(taps, vhosts), features);
         nic.offer_buffers(0, 200, 1600);
         nic.offer_buffers(1, 200, 1600);
+        assert_eq!(arrivals(&interface, &mut nic), [200, 0], "one at first");
         assert_eq!(nic.command(&[4, 0, 2, 0]), 0);
+        let both = arrivals(&interface, &mut nic);
+        assert!(both.iter().all(|count| *count > 0), "{both:?}");
         pass_frames(&interface, &mut nic, 0);
         pass_frames(&interface, &mut nic, 1);
         assert_eq!(nic.command(&[4, 0, 1, 0]), 0);
