@@ -316,6 +316,63 @@ fn parse_mac(text: &str) -> Result<[u8; 6], DeviceError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::pci::host::testing::RecordingHost;
+    use crate::devices::virtio::device::{ActivateError, Activation, DeviceType};
+    use crate::memory::GuestMemory;
+    use crate::memory::layout::PCI_WINDOW;
+    use vm_memory::GuestAddress;
+
+    /// A device with so many queues.
+    struct Idle(Vec<u16>);
+
+    impl VirtioDevice for Idle {
+        fn device_type(&self) -> DeviceType {
+            DeviceType::Entropy
+        }
+        fn features(&self) -> u64 {
+            0
+        }
+        fn queue_sizes(&self) -> &[u16] {
+            &self.0
+        }
+        fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
+        fn activate(&mut self, _activation: Activation) -> Result<(), ActivateError> {
+            Ok(())
+        }
+        fn reset(&mut self) {}
+    }
+
+    #[test]
+    fn queues_share_vectors_once_many_are_given() {
+        let host = Arc::new(RecordingHost::default());
+        let pci = Arc::new(PciRoot::new(Arc::default(), PCI_WINDOW));
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+        let memory = SharedMemory::new(memory);
+        let mut devices = Devices::new(memory, host.clone(), pci);
+        let mut attach = |id: &str, queues: usize| {
+            let before = host.vectors.lock().unwrap().len();
+            let device = Box::new(Idle(vec![16; queues]));
+            devices.attach(id, device, None, false).unwrap();
+            host.vectors.lock().unwrap().len() - before
+        };
+        // Three with 16 pairs of queues and a control queue would take 102.
+        assert_eq!(attach("first", 33), 34);
+        assert_eq!(attach("second", 33), 2);
+        assert_eq!(attach("third", 3), 4);
+        for index in 0..64 {
+            assert!(attach(&format!("nic{index}"), 3) <= 4);
+        }
+        let given = host.vectors.lock().unwrap().len();
+        assert!(given <= usize::from(OWN_VECTORS) + 2 * 64, "{given}");
+        assert_eq!(attach("last", 1), 2);
+        devices.detach("first").unwrap();
+        let nic = Box::new(Idle(vec![16; 3]));
+        assert_eq!(
+            devices.vectors_for(nic.as_ref()),
+            2,
+            "still more than the bound"
+        );
+    }
 
     #[test]
     fn a_mac_is_six_bytes() {
