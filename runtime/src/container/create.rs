@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::SystemTime;
 
-use nix::unistd::{Uid, User};
+use nix::unistd::{Uid, User, gethostname};
+use oci_spec::runtime::LinuxNamespaceType;
 
 use super::placement::{Placement, is_pod_sandbox, resolve_namespace};
 use super::state::{State, Status};
@@ -195,8 +196,7 @@ fn make_in_guest(
     stopwatch.phase("vm_running");
     sandbox.sandbox()?.share(&guest.shares)?;
     stopwatch.phase("share");
-    let hostname = bundle.spec.hostname().as_deref().unwrap_or("hull");
-    let mut agent = sandbox.agent(&runtime.config, hostname)?;
+    let mut agent = sandbox.agent(&runtime.config, &hostname(bundle)?)?;
     stopwatch.phase("agent");
     sandbox.sandbox()?.reconcile_network(netns, &mut agent)?;
     stopwatch.phase("network");
@@ -204,6 +204,20 @@ fn make_in_guest(
     let pid = agent.create_container(id, guest.spec.clone())?;
     stopwatch.phase("container");
     Ok(pid)
+}
+
+/// The guest's host name: the container's, or the host's if the container is to have that of its host.
+fn hostname(bundle: &Bundle) -> Result<String, ContainerError> {
+    if let Some(hostname) = bundle.spec.hostname() {
+        return Ok(hostname.clone());
+    }
+    let linux = bundle.spec.linux().as_ref();
+    let mut namespaces = linux.iter().flat_map(|linux| linux.namespaces()).flatten();
+    if namespaces.any(|namespace| namespace.typ() == LinuxNamespaceType::Uts) {
+        return Ok("hull".into());
+    }
+    let hostname = gethostname().map_err(|errno| ContainerError::Hostname(errno.into()))?;
+    Ok(hostname.to_string_lossy().into_owned())
 }
 
 fn run_hooks(kind: HookKind, bundle: &Bundle, state: &str, netns: &Netns) -> Result<(), Error> {

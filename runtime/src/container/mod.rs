@@ -91,6 +91,9 @@ pub enum ContainerError {
         /// Its name.
         command: String,
     },
+    /// The host's name cannot be read.
+    #[error("the host's name")]
+    Hostname(#[source] std::io::Error),
     /// A process of the host cannot be named.
     #[error("own process")]
     OwnProcess(#[source] std::io::Error),
@@ -102,7 +105,10 @@ impl ContainerError {
             Self::WrongState { .. } | Self::NotRunning => ErrorKind::WrongState,
             Self::Signal(_) | Self::Capability(_) | Self::Options(_) => ErrorKind::InvalidInput,
             Self::ForeignNetns { .. } => ErrorKind::Unsupported,
-            Self::File { .. } | Self::Unkillable { .. } | Self::OwnProcess(_) => ErrorKind::Host,
+            Self::File { .. }
+            | Self::Unkillable { .. }
+            | Self::Hostname(_)
+            | Self::OwnProcess(_) => ErrorKind::Host,
         }
     }
 }
