@@ -127,11 +127,13 @@ fn addresses(snapshot: &Snapshot, nic: &NicState, uplink: &Link) -> Vec<IpAddres
     addresses
 }
 
-/// An uplink that was set down and up has the link-local address of the MAC address that hull gave it. In the guest it
-/// is that of its own.
+/// An uplink that was set down and up has the link-local address of the MAC address that hull gave it, now or when it
+/// was that of an earlier NIC. In the guest it is that of its own.
 fn as_without_hull(nic: &NicState, address: &Address) -> Address {
+    // Of all MAC addresses that hull gives, which differ in their last two bytes.
+    let given = u128::from(link_local(nic.assigned_mac())) >> 16;
     let mut address = address.clone();
-    if nic.uplink.mac != nic.assigned_mac() && address.ip == link_local(nic.assigned_mac()) {
+    if matches!(address.ip, IpAddr::V6(ip) if u128::from(ip) >> 16 == given) {
         address.ip = link_local(nic.uplink.mac).into();
     }
     address

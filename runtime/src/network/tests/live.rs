@@ -197,11 +197,18 @@ fn an_uplink_that_was_down_has_no_address_of_hulls_in_the_guest() {
     );
     lab.settle();
     let guest = lab.reconcile(Model::Bridge).guest;
-    let link_local: Vec<&str> = cidrs(interface(&guest, "eth0"))
-        .into_iter()
-        .filter(|cidr| cidr.starts_with("fe80"))
-        .collect();
+    let eth0 = interface(&guest, "eth0");
+    let is_link_local = |cidr: &&str| cidr.starts_with("fe80");
+    let link_local: Vec<&str> = cidrs(eth0).into_iter().filter(is_link_local).collect();
     assert_eq!(link_local, ["fe80::42:aff:fe00:2/64"]);
+
+    // As the uplink of another NIC it has the MAC address of the first still in that address.
+    run(&lab.pod, "ip link set eth0 address 02:42:0a:00:00:99");
+    let second = lab.reconcile(Model::Bridge);
+    assert_eq!(second.attach[0].config.id, "net1");
+    let eth0 = interface(&second.guest, "eth0");
+    let link_local: Vec<&str> = cidrs(eth0).into_iter().filter(is_link_local).collect();
+    assert_eq!(link_local, ["fe80::42:aff:fe00:99/64"]);
 }
 
 #[test]
