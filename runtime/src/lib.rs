@@ -14,6 +14,7 @@ pub mod hooks;
 pub mod logging;
 pub mod monitor;
 pub mod network;
+mod pending_child;
 pub mod process_identity;
 pub mod process_proxy;
 pub mod rootfs;

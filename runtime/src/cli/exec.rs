@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use hull_runtime::Runtime;
 use hull_runtime::container::{ExecOptions, ExecProcess, exec, parse_capability};
 
-use super::{console, container_id, refuse_preserve_fds};
+use super::{console, container_id, refuse, refuse_preserve_fds};
 
 /// Run one more program in a container
 #[derive(clap::Args)]
@@ -68,7 +68,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(runtime: &Runtime, arguments: Arguments) -> anyhow::Result<u8> {
     refuse_preserve_fds(arguments.preserve_fds)?;
-    for (option, given, reason) in [
+    refuse(&[
         (
             "--process-label",
             arguments.process_label.is_some(),
@@ -84,11 +84,7 @@ pub(super) fn run(runtime: &Runtime, arguments: Arguments) -> anyhow::Result<u8>
             arguments.cgroup.is_some(),
             "the process is in the container's own cgroup",
         ),
-    ] {
-        if given {
-            bail!("{option}: {reason}");
-        }
-    }
+    ])?;
     let options = ExecOptions {
         id: container_id(&arguments.id)?,
         console: console(arguments.detach, arguments.console_socket.clone())?,

@@ -279,6 +279,14 @@ fn console(detach: bool, socket: Option<PathBuf>) -> anyhow::Result<Console> {
     }
 }
 
+/// Refuses the first option that is given: each with its name, whether it is, and why hull cannot do what it says.
+fn refuse(options: &[(&str, bool, &str)]) -> anyhow::Result<()> {
+    match options.iter().find(|(_, given, _)| *given) {
+        Some((option, _, reason)) => bail!("{option}: {reason}"),
+        None => Ok(()),
+    }
+}
+
 /// Open files of the host cannot go into a VM.
 fn refuse_preserve_fds(count: u32) -> anyhow::Result<()> {
     if count > 0 {

@@ -3,12 +3,12 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use hull_runtime::Runtime;
 use hull_runtime::container::update;
 use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxPids, LinuxResources};
 
-use super::container_id;
+use super::{container_id, refuse};
 
 /// Change the limits of a container
 #[derive(clap::Args)]
@@ -93,7 +93,7 @@ fn read(path: &Path) -> anyhow::Result<LinuxResources> {
 
 impl Arguments {
     fn resources(self) -> anyhow::Result<LinuxResources> {
-        for (option, given, reason) in [
+        refuse(&[
             (
                 "--cpuset-mems",
                 self.cpuset_mems.is_some(),
@@ -119,11 +119,7 @@ impl Arguments {
                 self.mem_bw_schema.is_some(),
                 "Intel RDT is the host's",
             ),
-        ] {
-            if given {
-                bail!("{option}: {reason}");
-            }
-        }
+        ])?;
         let mut cpu = LinuxCpu::default();
         cpu.set_period(self.cpu_period)
             .set_quota(self.cpu_quota)

@@ -7,12 +7,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::{FromMonitor, MonitorError};
 use crate::container::ContainerId;
 use crate::network::Netns;
+use crate::pending_child::{PendingChild, SpawnError};
 use crate::process_identity::ProcessIdentity;
 
 /// How long a monitor may take until it listens.
@@ -23,9 +24,7 @@ const MAX_LINE: u64 = 64 * 1024;
 /// A monitor that has been started and has not said yet that it listens. Dropping it kills it.
 #[derive(Debug)]
 pub struct StartingMonitor {
-    /// Empty once it lives on its own.
-    child: Option<Child>,
-    identity: ProcessIdentity,
+    child: PendingChild,
     answer: UnixStream,
 }
 
@@ -69,27 +68,19 @@ impl StartingMonitor {
             .stderr(standard_error)
             // A terminal's signals are for the container.
             .process_group(0);
-        // A child is born in the network namespace of the thread that makes it.
-        let mut child = netns
-            .run(|| command.spawn())
-            .map_err(|error| MonitorError::Netns(Box::new(error)))?
-            .map_err(fail("run it"))?;
+        let child =
+            PendingChild::spawn(&mut command, Some(netns)).map_err(|error| match error {
+                SpawnError::Netns(error) => MonitorError::Netns(Box::new(error)),
+                SpawnError::Host(error) => fail("run it")(error),
+            })?;
         // It holds the other end of the socket.
         drop(command);
-        let identity = ProcessIdentity::of(child.id()).map_err(|error| {
-            end(&mut child);
-            fail("name it")(error)
-        })?;
-        Ok(Self {
-            child: Some(child),
-            identity,
-            answer,
-        })
+        Ok(Self { child, answer })
     }
 
     /// Names it.
     pub fn identity(&self) -> ProcessIdentity {
-        self.identity
+        self.child.identity()
     }
 
     /// Waits until it listens. It then lives on its own.
@@ -105,24 +96,10 @@ impl StartingMonitor {
         }
         match serde_json::from_str(&line).map_err(|error| MonitorError::Lost(error.into()))? {
             FromMonitor::Listening => {
-                self.child = None;
+                self.child.let_go();
                 Ok(())
             }
             FromMonitor::Failed { message } => Err(MonitorError::Failed { message }),
         }
     }
-}
-
-impl Drop for StartingMonitor {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            end(&mut child);
-        }
-    }
-}
-
-/// Neither can fail for a child that was not waited for.
-fn end(child: &mut Child) {
-    let _ = child.kill();
-    let _ = child.wait();
 }

@@ -14,6 +14,7 @@ use nix::sys::time::TimeVal;
 use super::messages::{Attach, FromProxy, Setup, ToProxy};
 use super::{CONTROL_FD, ProxyError};
 use crate::network::Netns;
+use crate::pending_child::{PendingChild, SpawnError};
 use crate::process_identity::ProcessIdentity;
 
 /// How long a proxy may take to answer.
@@ -22,9 +23,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(120);
 /// A process proxy that is not on its own yet. Dropping it kills it.
 #[derive(Debug)]
 pub struct NewProxy {
-    /// Empty once it was committed.
-    child: Option<Child>,
-    identity: ProcessIdentity,
+    child: PendingChild,
     control: OwnedFd,
 }
 
@@ -59,34 +58,19 @@ impl NewProxy {
         if let Some(program) = args.first() {
             command.arg0(program);
         }
-        let child = match netns {
-            // A child is born in the network namespace of the thread that makes it.
-            Some(netns) => netns
-                .run(|| command.spawn())
-                .map_err(|error| ProxyError::Netns(Box::new(error)))?,
-            None => command.spawn(),
-        };
-        let mut child = child.map_err(ProxyError::host("start it"))?;
+        let child = PendingChild::spawn(&mut command, netns).map_err(|error| match error {
+            SpawnError::Netns(error) => ProxyError::Netns(Box::new(error)),
+            SpawnError::Host(error) => ProxyError::host("start it")(error),
+        })?;
         drop(theirs);
-        let identity = match ProcessIdentity::of(child.id()) {
-            Ok(identity) => identity,
-            Err(error) => {
-                end(&mut child);
-                return Err(ProxyError::host("name it")(error));
-            }
-        };
-        let proxy = Self {
-            child: Some(child),
-            identity,
-            control,
-        };
+        let proxy = Self { child, control };
         proxy.tell(&ToProxy::Setup(setup.clone()), &FromProxy::Ready)?;
         Ok(proxy)
     }
 
     /// Names it.
     pub fn identity(&self) -> ProcessIdentity {
-        self.identity
+        self.child.identity()
     }
 
     /// Connects it to the process that it stands for.
@@ -104,7 +88,7 @@ impl NewProxy {
     pub fn commit(mut self) -> Result<Child, ProxyError> {
         send(&self.control, &ToProxy::Commit, &[]).map_err(ProxyError::Lost)?;
         self.child
-            .take()
+            .let_go()
             .ok_or_else(|| ProxyError::Lost(io::ErrorKind::NotFound.into()))
     }
 
@@ -120,18 +104,4 @@ impl NewProxy {
             _ => Err(ProxyError::Lost(io::ErrorKind::InvalidData.into())),
         }
     }
-}
-
-impl Drop for NewProxy {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            end(&mut child);
-        }
-    }
-}
-
-/// Neither can fail for a child that was not waited for.
-fn end(child: &mut Child) {
-    let _ = child.kill();
-    let _ = child.wait();
 }

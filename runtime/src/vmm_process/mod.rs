@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hull_vmm_protocol::config::{FsConfig, NetConfig, VmConfig};
@@ -18,6 +18,7 @@ use hull_vmm_protocol::socket::{CallError, ControlClient};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::network::Netns;
+use crate::pending_child::{PendingChild, SpawnError};
 use crate::process_identity::ProcessIdentity;
 use crate::store::write_atomic;
 
@@ -107,8 +108,7 @@ impl VmmError {
 /// A VMM that has been started and has not said yet that its machine runs. Dropping it kills it.
 #[derive(Debug)]
 pub struct StartingVmm {
-    child: Option<Child>,
-    identity: ProcessIdentity,
+    child: PendingChild,
     directory: PathBuf,
     ready: OwnedFd,
 }
@@ -160,21 +160,16 @@ impl StartingVmm {
             program: program.into(),
             source,
         };
-        // A child is born in the network namespace of the thread that makes it.
-        let mut child = netns
-            .run(|| command.spawn())
-            .map_err(|error| fail(io::Error::other(error)))?
-            .map_err(fail)?;
-        let identity = ProcessIdentity::of(child.id());
-        let ready = child.stdout.take();
-        let (Ok(identity), Some(ready)) = (identity, ready) else {
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(fail(io::ErrorKind::NotFound.into()));
-        };
+        let mut child =
+            PendingChild::spawn(&mut command, Some(netns)).map_err(|error| match error {
+                SpawnError::Netns(error) => fail(io::Error::other(error)),
+                SpawnError::Host(error) => fail(error),
+            })?;
+        let ready = child
+            .take_stdout()
+            .ok_or_else(|| fail(io::ErrorKind::NotFound.into()))?;
         Ok(Self {
-            child: Some(child),
-            identity,
+            child,
             directory: directory.into(),
             ready: ready.into(),
         })
@@ -182,7 +177,7 @@ impl StartingVmm {
 
     /// Names the process.
     pub fn identity(&self) -> ProcessIdentity {
-        self.identity
+        self.child.identity()
     }
 
     /// Waits until the machine runs, at most `limit`. The process then lives on its own.
@@ -195,23 +190,13 @@ impl StartingVmm {
             .ok_or(VmmError::NotReady { limit })?;
         match serde_json::from_str(&line) {
             Ok(Ready::Running) => {
-                self.child = None;
+                self.child.let_go();
                 Ok(())
             }
             Ok(Ready::Failed { kind, message }) => Err(VmmError::Start { kind, message }),
             Err(_) => Err(VmmError::EndedEarly {
                 log: tail(&self.directory.join("vmm.log")),
             }),
-        }
-    }
-}
-
-impl Drop for StartingVmm {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            // Neither can fail for a child that was not waited for.
-            let _ = child.kill();
-            let _ = child.wait();
         }
     }
 }
