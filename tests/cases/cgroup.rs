@@ -45,7 +45,7 @@ fn the_vm_and_its_proxies_are_in_the_containers_cgroup_with_its_limits() {
     let _pid_file = hull.create(&bundle, "c");
     hull.hull(&["start", "c"]).expect(0);
     let cgroup = cgroup("hull-cases/one");
-    assert!(programs(&cgroup).starts_with(&["hull-proxy".into(), "hull-vmm".into()]));
+    assert!(programs(&cgroup).starts_with(&["hull-monitor".into(), "hull-proxy".into()]));
     assert_eq!(read(&cgroup.join("cpu.max")), "50000 100000");
     // The whole guest has room, and the container its limit in it.
     let limit: u64 = read(&cgroup.join("memory.max")).parse().unwrap();

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -99,6 +100,15 @@ pub fn finish(command: &mut Command, input: Vec<u8>) -> Finished {
         code,
         stdout: stdout.join().expect("reader"),
         stderr: String::from_utf8_lossy(&stderr.join().expect("reader")).into_owned(),
+    }
+}
+
+/// Undoes something when a value goes, perhaps because its case has failed: a second panic would end all cases.
+pub fn undo(work: impl FnOnce()) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(work))
+        && !std::thread::panicking()
+    {
+        resume_unwind(panic);
     }
 }
 

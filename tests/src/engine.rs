@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::command::{Finished, eventually, run};
+use crate::command::{Finished, eventually, run, undo};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -180,11 +180,13 @@ impl Drop for Engine {
     fn drop(&mut self) {
         // The last first: a container keeps its network.
         for made in self.names.take().into_iter().rev() {
-            let _ = match &made {
-                Made::Container(name) => self.command(&["rm", "--force", name]),
-                Made::Network(name) => self.command(&["network", "rm", name]),
-                Made::Pod(name) => self.command(&["pod", "rm", "--force", name]),
-            };
+            undo(|| {
+                let _ = match &made {
+                    Made::Container(name) => self.command(&["rm", "--force", name]),
+                    Made::Network(name) => self.command(&["network", "rm", name]),
+                    Made::Pod(name) => self.command(&["pod", "rm", "--force", name]),
+                };
+            });
         }
     }
 }

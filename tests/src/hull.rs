@@ -7,7 +7,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::Bundle;
-use crate::command::{Finished, finish};
+use crate::command::{Finished, finish, undo};
 
 /// `hull --root <a directory of its own>`. When it goes, the containers that a failed case left go as well.
 #[derive(Debug)]
@@ -147,9 +147,11 @@ impl Hull {
 
 impl Drop for Hull {
     fn drop(&mut self) {
-        let list = self.hull(&["list", "--quiet"]);
-        for id in list.text().lines() {
-            drop(self.hull(&["delete", "--force", id]));
-        }
+        undo(|| {
+            let list = self.hull(&["list", "--quiet"]);
+            for id in list.text().lines() {
+                drop(self.hull(&["delete", "--force", id]));
+            }
+        });
     }
 }

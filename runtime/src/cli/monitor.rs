@@ -27,6 +27,8 @@ pub(super) fn run(global: &super::Global, arguments: &Arguments) -> ExitCode {
 }
 
 fn follow(global: &super::Global, arguments: &Arguments) -> anyhow::Result<()> {
+    // Started by a link, it would be called "exe".
+    nix::sys::prctl::set_name(c"hull-monitor")?;
     close_on_exec_from(3)?;
     global.log_settings().init()?;
     let sandbox: ContainerId = super::container_id(&arguments.sandbox)?;
