@@ -5,12 +5,13 @@
 //! A pod's sandbox container bounds nothing here: its limits are those of a program that only waits, and the VM in its
 //! cgroup serves the whole pod, which the engine's own cgroup above it bounds.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use libcgroups::common::{
-    AnyCgroupManager, AnyManagerError, CgroupConfig, CgroupManager, ControllerOpt,
-    CreateCgroupSetupError, create_cgroup_manager,
+    AnyCgroupManager, AnyManagerError, CgroupConfig, CgroupManager, CgroupSetup, ControllerOpt,
+    CreateCgroupSetupError, create_cgroup_manager, get_cgroup_setup,
 };
 use nix_of_libcgroups::unistd::Pid;
 use oci_spec::runtime::{LinuxMemory, LinuxResources};
@@ -119,6 +120,15 @@ impl Cgroup {
                     .as_ref()
                     .map(|own| of_vm(own, vm_memory_mib)),
             );
+        if let Some(memory) = limits.memory()
+            && memory.limit().is_some_and(|limit| limit > 0)
+            && memory.swap() == memory.limit()
+            && matches!(get_cgroup_setup(), Ok(CgroupSetup::Unified))
+        {
+            // libcgroups takes no swap at all for a limit that is not set.
+            let no_swap = ("memory.swap.max".to_owned(), "0".to_owned());
+            resources.set_unified(Some(HashMap::from([no_swap])));
+        }
         let limits = ControllerOpt {
             resources: &resources,
             disable_oom_killer: false,
