@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use hull_tests::command::eventually;
 use hull_tests::{Bundle, Hull, LeakCheck};
@@ -56,8 +57,14 @@ fn the_vm_and_its_proxies_are_in_the_containers_cgroup_with_its_limits() {
 
     // A process that is executed later has its proxy there too.
     let before = programs(&cgroup).len();
-    hull.hull(&["exec", "--detach", "c", "sleep", "1000"])
-        .expect(0);
+    // It keeps the streams of the command for its own.
+    let executed = hull
+        .command(&["exec", "--detach", "c", "sleep", "1000"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    assert!(executed.unwrap().success());
     assert_eq!(programs(&cgroup).len(), before + 1);
     hull.hull(&["delete", "--force", "c"]).expect(0);
     assert!(eventually(|| !cgroup.exists()));
