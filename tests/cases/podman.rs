@@ -100,13 +100,12 @@ fn a_container_joins_the_vm_of_another_and_outlives_it() {
 fn the_network_of_a_container_that_is_in_no_vm_is_refused_and_left_as_it_is() {
     let podman = Engine::podman();
     let plain = podman.start_plain(&[], "sleep 100000");
-    let links = "ip addr";
-    let before = podman.exec(&plain, links).expect(0).text();
+    let before = podman.settled_links(&plain);
     let of_plain = format!("container:{plain}");
     podman
         .run(&["--network", &of_plain], &["true"])
         .expect_error(&["in use by a container that is not in a VM"]);
-    assert_eq!(podman.exec(&plain, links).expect(0).text(), before);
+    assert_eq!(podman.exec(&plain, "ip addr").expect(0).text(), before);
 }
 
 #[test]

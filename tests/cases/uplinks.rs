@@ -48,12 +48,21 @@ impl Machine {
         self.settle();
     }
 
-    /// Waits until what the kernel does by itself with a new link is over.
+    /// Waits until what the kernel does by itself with a new link is over: it has its carrier, which a bridge is given
+    /// up to a second late, its link-local address, and no address whose duplicates are still looked for.
     fn settle(&self) {
-        assert!(eventually(|| !self
-            .container
-            .ip("-6 addr")
-            .contains("tentative")));
+        let seen = std::cell::RefCell::default();
+        let settled = eventually(|| {
+            let eth0 = self.container.ip("addr show dev eth0");
+            let all = self.container.ip("addr") + &self.container.ip("route show table all");
+            let settled = eth0.contains("LOWER_UP")
+                && eth0.contains("inet6 fe80::")
+                && !all.contains("tentative")
+                && !all.contains("linkdown");
+            seen.replace(all);
+            settled
+        });
+        assert!(settled, "{seen:?}");
     }
 
     /// What a sandbox must leave as it is.
@@ -119,13 +128,13 @@ impl Machine {
     }
 }
 
-/// Output of `ip` without what runs by itself: timers of bridges, lifetimes of addresses.
+/// Output of `ip` without what runs by itself: timers of bridges and what they learn, lifetimes of addresses.
 fn steady(text: &str) -> String {
     let mut words: Vec<&str> = Vec::new();
     let mut all = text.split(' ');
     while let Some(word) = all.next() {
         words.push(word);
-        if word.ends_with("_timer") {
+        if word.ends_with("_timer") || word == "fdb_n_learned" {
             while all.next() == Some("") {}
         }
     }

@@ -166,6 +166,22 @@ impl Engine {
         last.map(|finished| finished.text()).unwrap_or_default()
     }
 
+    /// What `ip addr` prints in a container, once the kernel is done with what it does by itself with a new `eth0`: it
+    /// has its carrier, and its link-local address if it is to have one.
+    ///
+    /// # Panics
+    /// It never is.
+    #[track_caller]
+    #[must_use]
+    pub fn settled_links(&self, container: &str) -> String {
+        self.eventually(
+            container,
+            "case $(ip addr show dev eth0) in *tentative*|*NO-CARRIER*) exit 1 ;; *LOWER_UP*) ;; *) exit 1 ;; esac; \
+             grep -q 1 /proc/sys/net/ipv6/conf/eth0/disable_ipv6 || ip addr show dev eth0 | grep -q fe80 || exit 1; \
+             ip addr",
+        )
+    }
+
     /// Removes a container by force.
     #[track_caller]
     pub fn remove(&self, container: &str) {

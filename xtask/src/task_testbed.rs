@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::Command;
+use std::slice;
 
 use anyhow::{Context, Result};
 use clap::Subcommand;
@@ -45,7 +46,10 @@ enum Action {
         /// Leave the machine running afterwards.
         #[arg(long)]
         keep: bool,
-        /// How many cases run at the same time.
+        /// Among how many machines the cases are divided.
+        #[arg(long, default_value_t = 2)]
+        machines: usize,
+        /// How many cases run at the same time in a machine.
         #[arg(long, default_value_t = 1)]
         threads: u16,
         /// Only cases whose name contains this.
@@ -106,16 +110,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Action::Test {
             name,
             keep,
+            machines,
             threads,
             filter,
             options,
         } => {
-            let mut arguments = vec![format!("--test-threads={threads}").into()];
-            arguments.extend(filter.iter().map(OsString::from));
-            arguments.extend_from_slice(options);
+            let threads = format!("--test-threads={threads}").into();
             cases::run(&Selection {
                 name,
-                arguments,
+                machines: *machines,
+                filter: filter.as_deref(),
+                options: [slice::from_ref(&threads), options].concat(),
                 keep: *keep,
             })
         }

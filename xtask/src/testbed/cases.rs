@@ -1,16 +1,20 @@
-//! Runs the cases of `tests/` as root where KVM runs Linux, each test binary in a machine of its own.
+//! Runs the cases of `tests/` as root where KVM runs Linux: on the host, or divided among machines side by side, since
+//! one that is emulated waits more than it computes.
 
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::ops::AddAssign;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::place::{self, Place};
 use super::ssh::Terminal;
 use super::{Image, Instance};
+use crate::command;
 use crate::workspace::{self, Executables};
 
 /// Copies the test binary `$1` from the shared directory, so that it is run from the machine's own disk.
@@ -19,15 +23,19 @@ const RUN: &str =
 
 /// What the cases are run with.
 pub(crate) struct Selection<'a> {
-    /// The instance they run in, if the host cannot.
+    /// The instance they run in, if the host cannot; further ones are named after it.
     pub(crate) name: &'a str,
-    /// Arguments to the test binaries: a filter, and options of libtest.
-    pub(crate) arguments: Vec<OsString>,
-    /// Leaves the instance running, for a look at what a failure left.
+    /// Among how many instances they are divided.
+    pub(crate) machines: usize,
+    /// Only cases whose name contains this.
+    pub(crate) filter: Option<&'a str>,
+    /// Options of libtest.
+    pub(crate) options: Vec<OsString>,
+    /// Leaves the instances running, for a look at what a failure left.
     pub(crate) keep: bool,
 }
 
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Count {
     passed: u64,
     failed: u64,
@@ -49,20 +57,23 @@ pub(crate) fn run(selection: &Selection<'_>) -> Result<()> {
     let mut count = Count::default();
     let mut failures = Vec::new();
     for binary in binaries.paths() {
-        let status = match place {
-            Place::Host => on_host(binary, selection, &mut count),
+        let outcomes = match place {
+            Place::Host => vec![on_host(binary, selection)],
             Place::Nested => Image::build()
                 .with_context(|| place::nowhere(&reason))
-                .and_then(|image| nested(binary, image, selection, &mut count)),
+                .and_then(|image| nested(binary, &image, selection))?,
         };
-        match status {
-            Ok(0) => {}
-            Ok(code) => failures.push(format!("{}: exit code {code}", binary.display())),
-            Err(error) => failures.push(format!("{}: {error:#}", binary.display())),
+        for outcome in outcomes {
+            match outcome {
+                Ok((counted, code)) => {
+                    count += counted;
+                    if code != 0 {
+                        failures.push(format!("{}: exit code {code}", binary.display()));
+                    }
+                }
+                Err(error) => failures.push(format!("{}: {error:#}", binary.display())),
+            }
         }
-    }
-    if place == Place::Nested && !selection.keep {
-        Instance::named(selection.name)?.stop()?;
     }
     println!("cases: {} passed, {} failed", count.passed, count.failed);
     if !failures.is_empty() {
@@ -73,37 +84,101 @@ pub(crate) fn run(selection: &Selection<'_>) -> Result<()> {
     Ok(())
 }
 
-fn on_host(binary: &Path, selection: &Selection<'_>, count: &mut Count) -> Result<i32> {
+fn on_host(binary: &Path, selection: &Selection<'_>) -> Result<(Count, i32)> {
     let mut command = Command::new(binary);
     command
-        .args(&selection.arguments)
+        .args(selection.filter)
+        .args(&selection.options)
         .env("PATH", path_with_prefix()?);
-    run_counting(&mut command, count)
+    run_counting(&mut command)
 }
 
+/// Runs the binary's cases in as many machines as there are to be, and gives what came of it in each.
 fn nested(
+    binary: &Path,
+    image: &Image,
+    selection: &Selection<'_>,
+) -> Result<Vec<Result<(Count, i32)>>> {
+    let cases = list(binary, selection)?;
+    let machines = selection.machines.clamp(1, cases.len().max(1));
+    // Neighbours in the list are alike, in how long they take too.
+    let share = |machine: usize| cases.iter().skip(machine).step_by(machines);
+    Ok(thread::scope(|scope| {
+        let running: Vec<_> = (0..machines)
+            .filter(|machine| share(*machine).next().is_some())
+            .map(|machine| {
+                scope.spawn(move || {
+                    let name = match machine {
+                        0 => selection.name.to_owned(),
+                        _ => format!("{}-{}", selection.name, machine + 1),
+                    };
+                    in_machine(&name, binary, image.clone(), selection, share(machine))
+                })
+            })
+            .collect();
+        running
+            .into_iter()
+            .map(|thread| thread.join().expect("no thread of these panics"))
+            .collect()
+    }))
+}
+
+/// The names of the cases that the selection holds.
+fn list(binary: &Path, selection: &Selection<'_>) -> Result<Vec<String>> {
+    let mut list = Command::new(binary);
+    list.args(selection.filter)
+        .args(&selection.options)
+        .args(["--list", "--format=terse"]);
+    let line = command::line_of(&list);
+    let output = list.output().with_context(|| line.clone())?;
+    ensure!(
+        output.status.success(),
+        "`{line}`: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| line.strip_suffix(": test"))
+        .map(str::to_owned)
+        .collect())
+}
+
+/// Runs some of a binary's cases in the machine `name`, freshly restored.
+fn in_machine<'a>(
+    name: &str,
     binary: &Path,
     image: Image,
     selection: &Selection<'_>,
-    count: &mut Count,
-) -> Result<i32> {
-    let machine = Instance::named(selection.name)?.start(image, true)?;
-    let name = binary.file_name().context("a test binary has a name")?;
-    let handed_over = machine.out().join(name);
+    cases: impl Iterator<Item = &'a String>,
+) -> Result<(Count, i32)> {
+    let machine = Instance::named(name)?.start(image, true)?;
+    let file = binary.file_name().context("a test binary has a name")?;
+    let handed_over = machine.out().join(file);
     fs::copy(binary, &handed_over)?;
     let mut words: Vec<OsString> = ["sh", "-c", RUN, "sh"].map(OsString::from).into();
-    words.push(name.to_owned());
-    words.extend_from_slice(&selection.arguments);
+    words.push(file.to_owned());
+    words.extend(
+        selection
+            .options
+            .iter()
+            .filter(|option| *option != "--exact")
+            .cloned(),
+    );
+    words.push("--exact".into());
+    words.extend(cases.map(OsString::from));
     // The place of the crate's files, which cargo tells test binaries.
     let variables = [("CARGO_MANIFEST_DIR".into(), "/hull/checkout/tests".into())];
-    let code = run_counting(
+    let outcome = run_counting(
         machine
             .command(&words, &variables, Terminal::No)
             .stdin(Stdio::null()),
-        count,
     );
     fs::remove_file(handed_over)?;
-    code
+    drop(machine);
+    if !selection.keep {
+        Instance::named(name)?.stop()?;
+    }
+    outcome
 }
 
 /// The PATH in which this checkout's hull comes first.
@@ -115,18 +190,33 @@ pub(crate) fn path_with_prefix() -> Result<OsString> {
     )?)
 }
 
-/// Runs a test binary with its output on ours, and adds its cases to `count`. Returns its exit code.
-fn run_counting(command: &mut Command, count: &mut Count) -> Result<i32> {
+/// Runs a test binary with its output on ours, and gives its cases and its exit code. The account of what failed, which
+/// has many lines, comes as one.
+fn run_counting(command: &mut Command) -> Result<(Count, i32)> {
     let mut child = command.stdout(Stdio::piped()).spawn()?;
     let stdout = child.stdout.take().context("the output is a pipe")?;
+    let mut count = Count::default();
+    let mut account = Vec::new();
     for line in BufReader::new(stdout).split(b'\n') {
-        let line = line?;
-        let mut terminal = std::io::stdout().lock();
-        terminal.write_all(&line)?;
-        terminal.write_all(b"\n")?;
+        let mut line = line?;
         count.add(&String::from_utf8_lossy(&line));
+        let in_account = !account.is_empty() || line == b"failures:";
+        line.push(b'\n');
+        if in_account {
+            account.append(&mut line);
+        } else {
+            std::io::stdout().write_all(&line)?;
+        }
     }
-    Ok(super::instance::exit_code(child.wait()?))
+    std::io::stdout().write_all(&account)?;
+    Ok((count, super::instance::exit_code(child.wait()?)))
+}
+
+impl AddAssign for Count {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+    }
 }
 
 impl Count {

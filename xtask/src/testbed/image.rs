@@ -59,7 +59,7 @@ const TOOLS: [(&str, &str); 5] = [
 ];
 
 /// An image, whole and unchanging.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Image {
     directory: PathBuf,
 }
