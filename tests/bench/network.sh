@@ -132,7 +132,8 @@ for contender in $contenders; do
     clear_away
 done
 
-# A row for each figure; of rates more is better, of times less: both are turned so that above 1 is better than q35.
+# A row for each figure, "-" for one that a machine did not live to. Of rates more is better, of times less: both are
+# turned so that above 1 is better than q35.
 printf '%-24s' 'ratio to q35'
 for contender in $contenders; do printf '%18s' "$contender"; done
 echo
@@ -142,10 +143,10 @@ cut -d' ' -f1 "$work/${contenders%% *}.figures" | while read -r name; do
         value=$(sed -n "s/^$name //p" "$work/$contender.figures")
         peer=$([ ! -e "$work/q35.figures" ] || sed -n "s/^$name //p" "$work/q35.figures")
         case $name in
-            *_resent | *_reordered | *_lost) printf '%18s' "$value" ;;
-            *) awk -v name="$name" -v value="$value" -v peer="${peer:-0}" 'BEGIN {
+            *_resent | *_reordered | *_lost) printf '%18s' "${value:--}" ;;
+            *) awk -v name="$name" -v value="${value:-0}" -v peer="${peer:-0}" 'BEGIN {
                    if (name ~ /_us$/) { swap = value; value = peer; peer = swap }
-                   if (peer > 0) printf "%18.2f", value / peer; else printf "%18s", "-" }' ;;
+                   if (value > 0 && peer > 0) printf "%18.2f", value / peer; else printf "%18s", "-" }' ;;
         esac
     done
     echo

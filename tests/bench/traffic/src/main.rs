@@ -21,6 +21,8 @@ const BLOCK: usize = 128 * 1024;
 const DATAGRAM: usize = 64;
 /// What the server may have waiting of datagrams, in bytes.
 const RECEIVE_BUFFER: usize = 8 << 20;
+/// How long the server may be silent: a guest that hangs must not hang the measurement of the others.
+const SILENCE: Duration = Duration::from_secs(60);
 /// How long datagrams may be under way after the last was sent.
 const SETTLE: Duration = Duration::from_millis(500);
 
@@ -162,7 +164,9 @@ fn measure(server: SocketAddr, time: Duration) -> io::Result<()> {
 }
 
 fn open(server: SocketAddr, request: Request) -> io::Result<TcpStream> {
-    let mut stream = TcpStream::connect(server)?;
+    let mut stream = TcpStream::connect_timeout(&server, SILENCE)?;
+    stream.set_read_timeout(Some(SILENCE))?;
+    stream.set_write_timeout(Some(SILENCE))?;
     stream.set_nodelay(true)?;
     stream.write_all(&[request as u8])?;
     Ok(stream)
