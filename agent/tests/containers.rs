@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use host::{TestResult, on_a_guest, process, runs};
 use hull_agent::container::helper::{Failure, HelperError};
-use hull_agent::container::{Error, ProcessInfo};
+use hull_agent::container::{CreateOptions, Error, ProcessInfo};
 use serde_json::json;
 
 #[test]
@@ -110,7 +110,10 @@ fn device_rules_hold_for_nodes_that_a_container_makes() -> TestResult {
 
         config["linux"]["resources"]["devices"][2]["access"] = json!("x");
         let json = config.to_string();
-        let refused = guest.containers.create("c", json.as_bytes(), false).await;
+        let refused = guest
+            .containers
+            .create("c", json.as_bytes(), &CreateOptions::default())
+            .await;
         assert!(matches!(refused, Err(Error::Devices(_))));
         guest.assert_nothing_left("c");
         Ok(())
@@ -173,7 +176,7 @@ fn a_program_that_is_not_there_or_not_executable_is_told_apart() -> TestResult {
             let config = guest.config(&[program]).to_string();
             let error = guest
                 .containers
-                .create("c", config.as_bytes(), false)
+                .create("c", config.as_bytes(), &CreateOptions::default())
                 .await
                 .err();
             let Some(Error::Helper(HelperError::Failed(failure))) = error else {
@@ -201,7 +204,7 @@ fn a_container_that_cannot_be_made_says_why_and_leaves_nothing() -> TestResult {
         let config = config.to_string();
         let error = guest
             .containers
-            .create("c", config.as_bytes(), false)
+            .create("c", config.as_bytes(), &CreateOptions::default())
             .await
             .err();
         let text = format!("{error:?}");
@@ -215,12 +218,18 @@ fn a_container_that_cannot_be_made_says_why_and_leaves_nothing() -> TestResult {
         let config = guest.config(&["true"]).to_string();
         guest
             .containers
-            .create("c", config.as_bytes(), false)
+            .create("c", config.as_bytes(), &CreateOptions::default())
             .await?;
-        let again = guest.containers.create("c", config.as_bytes(), false).await;
+        let again = guest
+            .containers
+            .create("c", config.as_bytes(), &CreateOptions::default())
+            .await;
         assert!(matches!(again, Err(Error::Exists(_))));
         for id in ["", "..", "a/b", "a b"] {
-            let bad = guest.containers.create(id, config.as_bytes(), false).await;
+            let bad = guest
+                .containers
+                .create(id, config.as_bytes(), &CreateOptions::default())
+                .await;
             assert!(matches!(bad, Err(Error::BadId(_))), "{id:?}");
         }
         guest.containers.remove("c").await?;

@@ -1,9 +1,13 @@
 //! What the runtime and the agent say to each other: the ttrpc service of `proto/agent.proto`, and beside it the vsock
-//! ports, the opening line of the stdio streams, and the way of DNS queries.
+//! ports, the opening line of the stdio streams, the way of DNS queries, and that of a service's notifications.
 
 pub mod dns;
+pub mod notify;
 pub mod ports;
 pub mod stdio;
+
+/// In the guest, where the shared memory is that containers have in common, each by its name.
+pub const SHARED_MEMORY: &str = "/run/hull/shm";
 
 /// The messages of `proto/agent.proto`.
 #[allow(

@@ -7,6 +7,10 @@
 //! - `stdin`: host to guest. The host's half-close (`shutdown(SHUT_WR)`) is the end of the process's input.
 //! - `stdout`, `stderr`: guest to host. The agent's half-close is the end of the process's output.
 //! - `terminal`: both ways, a terminal's master. The agent's half-close says that the last process left it.
+//! - `notify`: guest to host, of a container's first process only: what its programs say to their service manager
+//!   ([`crate::notify`]). The agent's half-close is the end of the process.
+//! - `lease`: no bytes. Whoever holds it stands for the process: if it is closed before the process has ended, the agent
+//!   kills the process.
 //!
 //! What a process writes before its streams are connected waits in its pipe; nothing is lost. A stream may be
 //! opened once.
@@ -25,6 +29,10 @@ pub enum StreamKind {
     Stderr,
     /// Both ways.
     Terminal,
+    /// Guest to host: messages of [`crate::notify`].
+    Notify,
+    /// Neither way.
+    Lease,
 }
 
 /// The line that opens a stream.
@@ -60,6 +68,8 @@ impl fmt::Display for StreamRequest {
             StreamKind::Stdout => "stdout",
             StreamKind::Stderr => "stderr",
             StreamKind::Terminal => "terminal",
+            StreamKind::Notify => "notify",
+            StreamKind::Lease => "lease",
         };
         let exec_id = if self.exec_id.is_empty() {
             "-"
@@ -85,6 +95,8 @@ impl FromStr for StreamRequest {
             "stdout" => StreamKind::Stdout,
             "stderr" => StreamKind::Stderr,
             "terminal" => StreamKind::Terminal,
+            "notify" => StreamKind::Notify,
+            "lease" => StreamKind::Lease,
             _ => return Err(BadStreamRequest),
         };
         if container_id.is_empty() || exec_id.is_empty() {
@@ -109,6 +121,8 @@ mod tests {
             (StreamKind::Stdin, ""),
             (StreamKind::Terminal, "e1"),
             (StreamKind::Stderr, ""),
+            (StreamKind::Notify, ""),
+            (StreamKind::Lease, "e1"),
         ] {
             let request = StreamRequest {
                 kind,

@@ -13,12 +13,25 @@ use oci_spec::runtime::Spec;
 use super::cgroup::Cgroup;
 use super::helper::{self, Request};
 use super::spec::{self, GuestSpec};
-use super::{Container, Containers, Error, ProcessEntry, check_id, devices, lock};
+use super::{
+    Container, Containers, Error, NotifySocket, ProcessEntry, SharedMemory, check_id, devices, lock,
+};
 use crate::process::Process;
 use crate::stdio::ProcessIo;
 
+/// What a container has beside its specification.
+#[derive(Clone, Debug, Default)]
+pub struct CreateOptions {
+    /// Its process reads a stream.
+    pub stdin: bool,
+    /// It has a notification socket of this file name.
+    pub notify_socket: Option<String>,
+    /// The shared memory that its specification binds.
+    pub shared_memory: Vec<SharedMemory>,
+}
+
 impl Containers {
-    /// Makes the container `id` from a `config.json` whose paths are the guest's. `stdin`: its process reads a stream.
+    /// Makes the container `id` from a `config.json` whose paths are the guest's.
     ///
     /// # Errors
     /// See [`Error`]; nothing is left of the container then.
@@ -26,7 +39,7 @@ impl Containers {
         &self,
         id: &str,
         config: &[u8],
-        stdin: bool,
+        options: &CreateOptions,
     ) -> Result<Arc<Process>, Error> {
         check_id(id)?;
         let guest_spec = spec::for_guest(config, id, &self.guest())?;
@@ -38,14 +51,14 @@ impl Containers {
             table.insert(id.to_owned(), None);
         }
         let cgroup = Cgroup::new(self.paths.cgroups.join(id));
-        match self.make(id, guest_spec, &cgroup, stdin).await {
+        match self.make(id, guest_spec, &cgroup, options).await {
             Ok((container, process)) => {
                 lock(&self.table).insert(id.to_owned(), Some(container));
                 Ok(process)
             }
             Err(error) => {
-                self.clean_up(id, &cgroup).await;
                 lock(&self.table).remove(id);
+                self.clean_up(id, &cgroup, &options.shared_memory).await;
                 Err(error)
             }
         }
@@ -56,8 +69,17 @@ impl Containers {
         id: &str,
         guest_spec: GuestSpec,
         cgroup: &Cgroup,
-        stdin: bool,
+        options: &CreateOptions,
     ) -> Result<(Arc<Container>, Arc<Process>), Error> {
+        for memory in &options.shared_memory {
+            memory.mount(&self.paths.shared_memory, self.is_used(memory))?;
+        }
+        let notify = options
+            .notify_socket
+            .as_ref()
+            .map(|name| NotifySocket::bind(&self.paths.notify.join(id), name))
+            .transpose()?
+            .map(Arc::new);
         for (name, value) in &guest_spec.network_sysctls {
             set_sysctl(name, value)?;
         }
@@ -80,7 +102,7 @@ impl Containers {
             terminal: guest_spec.terminal,
             payload: guest_spec.payload,
         };
-        let process = Arc::new(self.run_helper(&request, stdin).await?);
+        let process = Arc::new(self.run_helper(&request, options.stdin).await?);
         let first = ProcessEntry {
             process: Some(Arc::clone(&process)),
             added: Instant::now(),
@@ -89,6 +111,8 @@ impl Containers {
             id: id.to_owned(),
             cgroup: cgroup.clone(),
             seccomp,
+            notify,
+            shared_memory: options.shared_memory.clone(),
             started: Mutex::new(false),
             processes: Mutex::new(HashMap::from([(String::new(), first)])),
             adding: tokio::sync::Mutex::default(),

@@ -9,7 +9,9 @@ mod devices;
 mod exec;
 pub mod helper;
 mod inspect;
+mod notify;
 mod remove;
+mod shared_memory;
 mod signal;
 pub mod spec;
 mod start;
@@ -21,11 +23,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use hull_agent_protocol::SHARED_MEMORY;
+use hull_agent_protocol::notify::DIRECTORY;
 use oci_spec::runtime::LinuxSeccomp;
 
 pub use cgroup::CgroupError;
+pub use create::CreateOptions;
 pub use devices::DeviceError;
 pub use inspect::ProcessInfo;
+pub(crate) use notify::NotifySocket;
+pub use shared_memory::SharedMemory;
 
 use crate::process::{Process, Reaper};
 use cgroup::Cgroup;
@@ -131,6 +138,10 @@ pub struct Paths {
     pub bundles: PathBuf,
     /// The parent of the containers' cgroups.
     pub cgroups: PathBuf,
+    /// The parent of the directories of their notification sockets.
+    pub notify: PathBuf,
+    /// The parent of the mounts of their shared memory.
+    pub shared_memory: PathBuf,
 }
 
 impl Paths {
@@ -141,6 +152,8 @@ impl Paths {
             state: "/run/hull/state".into(),
             bundles: "/run/hull/bundles".into(),
             cgroups: "/sys/fs/cgroup/hull".into(),
+            notify: DIRECTORY.into(),
+            shared_memory: SHARED_MEMORY.into(),
         }
     }
 }
@@ -158,6 +171,8 @@ pub struct Container {
     id: String,
     cgroup: Cgroup,
     seccomp: Option<LinuxSeccomp>,
+    notify: Option<Arc<NotifySocket>>,
+    shared_memory: Vec<SharedMemory>,
     started: Mutex<bool>,
     processes: Mutex<HashMap<String, ProcessEntry>>,
     /// Held while a process is added: `libcontainer`'s files of one are not told from another's.
@@ -212,13 +227,31 @@ impl Containers {
             .ok_or_else(|| Error::NoContainer(id.to_owned()))
     }
 
+    /// Whether a container has this shared memory.
+    fn is_used(&self, memory: &SharedMemory) -> bool {
+        let table = lock(&self.table);
+        let mut all = table
+            .values()
+            .flatten()
+            .flat_map(|container| &container.shared_memory);
+        all.any(|used| used.name == memory.name)
+    }
+
     fn guest(&self) -> spec::Guest {
         let cpus = std::fs::read_to_string("/sys/devices/system/cpu/present")
             .ok()
             .and_then(|list| spec::parse_cpus(&list))
             .unwrap_or_else(|| BTreeSet::from([0]));
+        let first_processes = lock(&self.table)
+            .values()
+            .flatten()
+            .filter_map(|container| container.process("").ok())
+            .filter(|process| process.exit().is_none())
+            .map(|process| process.pid())
+            .collect();
         spec::Guest {
             cpus,
+            first_processes,
             swap: self.paths.cgroups.join("memory.swap.max").exists(),
             cgroups: Path::new("/").join(below_mount(&self.paths.cgroups)),
         }
@@ -243,6 +276,11 @@ impl Container {
                 container: self.id.clone(),
                 exec: exec_id.to_owned(),
             })
+    }
+
+    /// Its notification socket, for the one who may read it.
+    pub(crate) fn take_notify_socket(&self) -> Option<Arc<NotifySocket>> {
+        self.notify.clone().filter(|socket| socket.take())
     }
 
     fn state(&self, state: &'static str) -> Error {

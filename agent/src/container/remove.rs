@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::cgroup::Cgroup;
-use super::{Containers, Error, lock};
+use super::{Containers, Error, SharedMemory, lock};
 
 impl Containers {
     /// Kills what is left of a container, and forgets it.
@@ -23,11 +23,22 @@ impl Containers {
             remove_directory(directory)?;
         }
         lock(&self.table).remove(id);
+        self.unmount_unused(&container.shared_memory)
+    }
+
+    fn unmount_unused(&self, memories: &[SharedMemory]) -> Result<(), Error> {
+        let unused = memories.iter().filter(|memory| !self.is_used(memory));
+        for memory in unused {
+            memory.unmount(&self.paths.shared_memory)?;
+        }
         Ok(())
     }
 
-    /// Removes what a creation that failed has left.
-    pub(super) async fn clean_up(&self, id: &str, cgroup: &Cgroup) {
+    /// Removes what a creation that failed has left; its container is not in the table any more.
+    pub(super) async fn clean_up(&self, id: &str, cgroup: &Cgroup, memories: &[SharedMemory]) {
+        if let Err(error) = self.unmount_unused(memories) {
+            tracing::error!(id, %error, "a failed container's shared memory stays");
+        }
         if let Err(error) = cgroup.remove().await {
             tracing::error!(id, %error, "a failed container's cgroup stays");
         }
@@ -38,8 +49,12 @@ impl Containers {
         }
     }
 
-    fn directories(&self, id: &str) -> [PathBuf; 2] {
-        [self.paths.state.join(id), self.paths.bundles.join(id)]
+    fn directories(&self, id: &str) -> [PathBuf; 3] {
+        [
+            self.paths.state.join(id),
+            self.paths.bundles.join(id),
+            self.paths.notify.join(id),
+        ]
     }
 }
 

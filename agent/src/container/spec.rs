@@ -1,8 +1,9 @@
 //! Turns the specification that the runtime sends into one that holds in the guest. This is the one place that knows
 //! what a guest drops or changes of `config.json`:
 //!
-//! - namespaces: always new ones for pid, mount, ipc, uts and cgroup (and time, when asked for), never the host's
-//!   paths; no network namespace, since a sandbox's containers share the guest's. User namespaces are refused.
+//! - namespaces: new ones for pid, mount, ipc, uts and cgroup (and time, when asked for), or, of pid, ipc and uts, that
+//!   of another container of the sandbox, by the path `/proc/<pid of its first process>/ns/<kind>`; no network namespace,
+//!   since a sandbox's containers share the guest's. User namespaces are refused.
 //! - the cgroup is `/hull/<container id>`. What needs the host's devices or controllers (block I/O, huge pages, RDMA,
 //!   network classes, Intel RDT) is dropped: the guest is the boundary that they stand for. CPU
 //!   sets are cut to the guest's CPUs.
@@ -15,12 +16,11 @@
 //!   long before exec(2), where it hits the set-up itself, and would leave processes of exec without it.
 
 use std::collections::{BTreeSet, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
     Capability, Hook, Linux, LinuxCapabilities, LinuxDeviceCgroup, LinuxNamespace,
-    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources, LinuxSeccomp, LinuxSeccompAction,
-    Process, Spec,
+    LinuxNamespaceType, LinuxResources, LinuxSeccomp, LinuxSeccompAction, Process, Spec,
 };
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +42,9 @@ pub enum SpecError {
     /// `process.cwd` must be absolute.
     #[error("process.cwd {0:?} is not an absolute path")]
     RelativeCwd(PathBuf),
+    /// A namespace that is no container's.
+    #[error("the namespace {0:?} is not one of a container's first process")]
+    Namespace(PathBuf),
     /// A sysctl's name.
     #[error("{0:?} is no name of a sysctl")]
     Sysctl(String),
@@ -93,6 +96,8 @@ pub struct GuestSpec {
 pub struct Guest {
     /// CPUs that are there, online or not.
     pub cpus: BTreeSet<u32>,
+    /// The pids of the containers' first processes, as far as they run.
+    pub first_processes: BTreeSet<i32>,
     /// The memory controller knows swap.
     pub swap: bool,
     /// The parent of the containers' cgroups, from the tree's root: `/hull`.
@@ -271,20 +276,7 @@ fn confine(linux: &mut Linux, id: &str, guest: &Guest) -> Result<(), SpecError> 
     {
         return Err(SpecError::Unsupported("linux.netDevices"));
     }
-    let mut namespaces = vec![
-        LinuxNamespaceType::Pid,
-        LinuxNamespaceType::Mount,
-        LinuxNamespaceType::Ipc,
-        LinuxNamespaceType::Uts,
-        LinuxNamespaceType::Cgroup,
-    ];
-    if asked.contains(&LinuxNamespaceType::Time) {
-        namespaces.push(LinuxNamespaceType::Time);
-    }
-    let namespaces = namespaces
-        .into_iter()
-        .filter_map(|kind| LinuxNamespaceBuilder::default().typ(kind).build().ok())
-        .collect();
+    let namespaces = namespaces(linux, guest)?;
     linux
         .set_namespaces(Some(namespaces))
         .set_cgroups_path(Some(guest.cgroups.join(id)))
@@ -298,6 +290,46 @@ fn confine(linux: &mut Linux, id: &str, guest: &Guest) -> Result<(), SpecError> 
         limit(resources, guest);
     }
     Ok(())
+}
+
+/// The namespaces that the container gets.
+fn namespaces(linux: &Linux, guest: &Guest) -> Result<Vec<LinuxNamespace>, SpecError> {
+    let asked = linux.namespaces().as_deref().unwrap_or_default();
+    let mut namespaces = Vec::new();
+    for (kind, shared_as) in [
+        (LinuxNamespaceType::Pid, Some("pid")),
+        (LinuxNamespaceType::Mount, None),
+        (LinuxNamespaceType::Ipc, Some("ipc")),
+        (LinuxNamespaceType::Uts, Some("uts")),
+        (LinuxNamespaceType::Cgroup, None),
+        (LinuxNamespaceType::Time, None),
+    ] {
+        let wanted = asked.iter().find(|namespace| namespace.typ() == kind);
+        if wanted.is_none() && kind == LinuxNamespaceType::Time {
+            continue;
+        }
+        let mut namespace = LinuxNamespace::default();
+        namespace.set_typ(kind);
+        if let Some(path) = wanted.and_then(|wanted| wanted.path().clone()) {
+            if !is_of_container(&path, shared_as, guest) {
+                return Err(SpecError::Namespace(path));
+            }
+            namespace.set_path(Some(path));
+        }
+        namespaces.push(namespace);
+    }
+    Ok(namespaces)
+}
+
+/// Whether `path` is `/proc/<pid>/ns/<name>` of a container's first process.
+fn is_of_container(path: &Path, name: Option<&str>, guest: &Guest) -> bool {
+    let of_process = |pid: &i32, name: &str| path == Path::new(&format!("/proc/{pid}/ns/{name}"));
+    name.is_some_and(|name| {
+        guest
+            .first_processes
+            .iter()
+            .any(|pid| of_process(pid, name))
+    })
 }
 
 /// Reads an OCI resources object and makes it hold in the guest. Device rules stay as the container was made with them.

@@ -1,5 +1,7 @@
 //! StartContainer: lets a container's first process execute its program.
 
+use std::sync::Arc;
+
 use super::{Containers, Error, lock};
 
 impl Containers {
@@ -9,7 +11,8 @@ impl Containers {
     /// See [`Error`].
     pub fn start(&self, id: &str) -> Result<(), Error> {
         let container = self.get(id)?;
-        if container.process("")?.exit().is_some() {
+        let process = container.process("")?;
+        if process.exit().is_some() {
             return Err(container.state("stopped"));
         }
         let mut started = lock(&container.started);
@@ -21,6 +24,10 @@ impl Containers {
             .and_then(|mut state| state.start())
             .map_err(Error::Start)?;
         *started = true;
+        if let Some(socket) = container.take_notify_socket() {
+            let process = Arc::clone(&process);
+            tokio::spawn(async move { socket.discard(&process).await });
+        }
         Ok(())
     }
 }

@@ -22,7 +22,7 @@ use hull_agent_protocol::agent::{
 use hull_agent_protocol::agent_ttrpc::{Agent, create_agent};
 use ttrpc::r#async::{Server, TtrpcContext};
 
-use crate::container::Containers;
+use crate::container::{Containers, CreateOptions, SharedMemory};
 use crate::mounts::{self, Storage};
 use crate::network::{self, Network};
 use crate::{machine, process::Process};
@@ -72,6 +72,13 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> ttrpc::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(internal)
+}
+
+fn shared_memory(memory: hull_agent_protocol::agent::SharedMemory) -> SharedMemory {
+    SharedMemory {
+        name: memory.name,
+        size: memory.size,
+    }
 }
 
 fn pid(process: &Process) -> ttrpc::Result<ProcessResponse> {
@@ -160,9 +167,18 @@ impl Agent for Service {
         request: CreateContainerRequest,
     ) -> ttrpc::Result<ProcessResponse> {
         let containers = Arc::clone(&self.containers);
+        let options = CreateOptions {
+            stdin: request.stdin,
+            notify_socket: Some(request.notify_socket).filter(|name| !name.is_empty()),
+            shared_memory: request
+                .shared_memory
+                .into_iter()
+                .map(shared_memory)
+                .collect(),
+        };
         let process = to_the_end(async move {
             containers
-                .create(&request.container_id, &request.spec, request.stdin)
+                .create(&request.container_id, &request.spec, &options)
                 .await
         });
         let process = process.await?;

@@ -19,6 +19,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 
+use crate::container::NotifySocket;
 use crate::sys;
 
 /// Why a stream cannot be had.
@@ -107,6 +108,10 @@ pub(crate) enum Endpoint {
     Output(AsyncFd<OwnedFd>),
     /// Both ways.
     Terminal(Master),
+    /// Guest to host.
+    Notify(Arc<NotifySocket>),
+    /// Neither way.
+    Lease,
 }
 
 impl ProcessIo {
@@ -166,6 +171,9 @@ impl ProcessIo {
             StreamKind::Stdout => Endpoint::Output(slots.stdout.take(kind)?),
             StreamKind::Stderr => Endpoint::Output(slots.stderr.take(kind)?),
             StreamKind::Terminal => Endpoint::Terminal(slots.terminal.take(kind)?),
+            StreamKind::Lease => Endpoint::Lease,
+            // It is the container's.
+            StreamKind::Notify => return Err(StreamError::None(kind)),
         })
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use hull_agent_protocol::stdio::{BadStreamRequest, MAX_LINE, StreamRequest};
+use hull_agent_protocol::stdio::{BadStreamRequest, MAX_LINE, StreamKind, StreamRequest};
 use tokio::io::{
     AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, split,
 };
@@ -83,6 +83,21 @@ where
             carry::terminal(&mut from, to, &master, &process).await;
             linger(from).await;
         }
+        Endpoint::Notify(socket) => socket.carry(from, to, &process).await,
+        Endpoint::Lease => hold(from, &process).await,
+    }
+}
+
+/// Kills the process if the host lets go of it while it runs.
+async fn hold(mut from: impl AsyncRead + Unpin, process: &Process) {
+    tokio::select! {
+        _ = process.wait() => {}
+        _ = from.read_u8() => {
+            tracing::info!(pid = process.pid(), "the process that stands for this one has gone");
+            if let Err(error) = process.signal(libc::SIGKILL) {
+                tracing::warn!(pid = process.pid(), %error, "killing a process that nobody holds");
+            }
+        }
     }
 }
 
@@ -104,9 +119,14 @@ async fn opening_line(from: &mut (impl AsyncBufReadExt + Unpin)) -> io::Result<S
 
 fn open(line: &str, containers: &Containers) -> Result<(Arc<Process>, Endpoint), OpenError> {
     let request: StreamRequest = line.parse()?;
-    let process = containers
-        .get(&request.container_id)?
-        .process(&request.exec_id)?;
-    let endpoint = process.io.take(request.kind)?;
+    let container = containers.get(&request.container_id)?;
+    let process = container.process(&request.exec_id)?;
+    let endpoint = match request.kind {
+        StreamKind::Notify if request.exec_id.is_empty() => {
+            let socket = container.take_notify_socket();
+            Endpoint::Notify(socket.ok_or(StreamError::None(request.kind))?)
+        }
+        kind => process.io.take(kind)?,
+    };
     Ok((process, endpoint))
 }

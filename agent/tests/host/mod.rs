@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use hull_agent::container::{Containers, Paths};
+use hull_agent::container::{Containers, CreateOptions, Paths};
 use hull_agent::process::{Process, Reaper};
 use hull_agent::stdio::server;
 use nix::mount::{MsFlags, mount};
@@ -146,6 +146,8 @@ impl Guest {
             bundles: directory.path().join("bundles"),
             // Of this test process only.
             cgroups: format!("/sys/fs/cgroup/hull-agent-test-{}", std::process::id()).into(),
+            notify: directory.path().join("notify"),
+            shared_memory: directory.path().join("shm"),
         };
         Ok(Self {
             containers: Arc::new(Containers::new(paths.clone(), reaper())),
@@ -185,7 +187,14 @@ impl Guest {
     ) -> Result<Arc<Process>, TestError> {
         Ok(self
             .containers
-            .create(id, config.to_string().as_bytes(), stdin)
+            .create(
+                id,
+                config.to_string().as_bytes(),
+                &CreateOptions {
+                    stdin,
+                    ..CreateOptions::default()
+                },
+            )
             .await?)
     }
 
@@ -285,6 +294,16 @@ impl Guest {
             return Err(String::from_utf8(answer)?.trim_end().into());
         }
         Ok(ours)
+    }
+
+    /// Where shared memory is.
+    pub(crate) fn shared_memory(&self) -> &std::path::Path {
+        &self.paths.shared_memory
+    }
+
+    /// Where a container's notification socket is.
+    pub(crate) fn notify_directory(&self, id: &str) -> PathBuf {
+        self.paths.notify.join(id)
     }
 
     /// The names of a container's files.

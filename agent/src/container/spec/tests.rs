@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 fn guest() -> Guest {
     Guest {
         cpus: [0, 1].into(),
+        first_processes: [42].into(),
         swap: false,
         cgroups: "/hull".into(),
     }
@@ -32,7 +33,7 @@ fn config() -> Value {
             "cgroupsPath": "system.slice:docker:abc",
             "namespaces": [
                 { "type": "network", "path": "/proc/1/ns/net" },
-                { "type": "ipc", "path": "/proc/2/ns/ipc" },
+                { "type": "ipc" },
                 { "type": "mount" },
             ],
             "sysctl": { "net.ipv4.ip_unprivileged_port_start": "0", "kernel.msgmax": "1" },
@@ -147,6 +148,28 @@ fn loading_a_profile_adds_capabilities_that_the_program_does_not_get() {
 }
 
 #[test]
+fn namespaces_of_other_containers_are_joined() {
+    let mut config = config();
+    config["linux"]["namespaces"] = json!([
+        { "type": "pid", "path": "/proc/42/ns/pid" },
+        { "type": "uts", "path": "/proc/42/ns/uts" },
+        { "type": "mount" },
+    ]);
+    let guest = convert(&config).unwrap();
+    let namespaces = guest.spec.linux().as_ref().unwrap().namespaces().clone();
+    let namespaces = namespaces.unwrap();
+    assert_eq!(namespaces.len(), 5);
+    for namespace in namespaces {
+        let path = match namespace.typ() {
+            LinuxNamespaceType::Pid => Some(Path::new("/proc/42/ns/pid")),
+            LinuxNamespaceType::Uts => Some(Path::new("/proc/42/ns/uts")),
+            _ => None,
+        };
+        assert_eq!(namespace.path().as_deref(), path);
+    }
+}
+
+#[test]
 fn what_the_guest_cannot_have_is_refused() {
     let edit = |pointer: &str, value: Value| {
         let mut config = config();
@@ -156,6 +179,15 @@ fn what_the_guest_cannot_have_is_refused() {
         }
         convert(&config).unwrap_err().to_string()
     };
+    for (kind, path) in [
+        ("pid", "/proc/1/ns/pid"),
+        ("pid", "/proc/42/ns/ipc"),
+        ("ipc", "/run/ipc"),
+        ("mount", "/proc/42/ns/mnt"),
+    ] {
+        let namespaces = json!([{ "type": kind, "path": path }]);
+        assert!(edit("/linux/namespaces", namespaces).contains(path));
+    }
     assert_eq!(
         edit("/linux/namespaces", json!([{ "type": "user" }])),
         "a user namespace is not supported"
