@@ -2,7 +2,8 @@
 //!
 //! [`container`] has one function for each verb of the command line; [`sandbox`] is the VM that a container is in;
 //! [`process_proxy`] is the process of the host that stands for a process in the guest; [`network`] wires a network
-//! namespace to a VM, and [`monitor`] is the process that follows its changes; [`rootfs`] turns a bundle's configuration into the guest's.
+//! namespace to a VM, and [`monitor`] is the process that follows its changes; [`rootfs`] turns a bundle's configuration
+//! into the guest's. A program that uses the library calls [`own_program::enter`] first.
 
 pub mod agent_client;
 pub mod bundle;
@@ -14,6 +15,7 @@ pub mod hooks;
 pub mod logging;
 pub mod monitor;
 pub mod network;
+pub mod own_program;
 mod pending_child;
 pub mod process_identity;
 pub mod process_proxy;
@@ -25,7 +27,7 @@ pub mod timing;
 pub mod vmm_process;
 
 pub use error::{Error, ErrorKind};
-pub use sys::{close_on_exec_from, take_inherited_fd};
+pub use sys::{WindowSize, close_on_exec_from, set_window_size, take_inherited_fd};
 
 use config::Config;
 use logging::LogSettings;

@@ -39,15 +39,25 @@ impl LogSettings {
     /// # Errors
     /// The file cannot be opened.
     pub fn init(&self) -> io::Result<()> {
+        let writer = match &self.path {
+            Some(path) => BoxMakeWriter::new(Arc::new(open(path)?)),
+            None => BoxMakeWriter::new(io::stderr),
+        };
+        self.init_writer(writer);
+        Ok(())
+    }
+
+    /// Makes them hold for this process, with messages to `file` whatever their path is.
+    pub fn init_to(&self, file: File) {
+        self.init_writer(BoxMakeWriter::new(Arc::new(file)));
+    }
+
+    fn init_writer(&self, writer: BoxMakeWriter) {
         let level = match (self.debug, &self.path) {
             (true, _) => Level::DEBUG,
             (false, Some(_)) => Level::INFO,
             // Standard error may be the container's.
             (false, None) => Level::WARN,
-        };
-        let writer = match &self.path {
-            Some(path) => BoxMakeWriter::new(Arc::new(open(path)?)),
-            None => BoxMakeWriter::new(io::stderr),
         };
         // What libraries do is their own business, unless they fail.
         let targets = Targets::new()
@@ -59,7 +69,6 @@ impl LogSettings {
         tracing_subscriber::registry()
             .with(lines.with_filter(targets))
             .init();
-        Ok(())
     }
 }
 

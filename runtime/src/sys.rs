@@ -118,11 +118,11 @@ pub(crate) fn set_mount_attributes(
 
 /// A terminal's size, as the kernel keeps it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct WindowSize {
+pub struct WindowSize {
     /// Rows of characters; 0: unknown.
-    pub(crate) rows: u16,
+    pub rows: u16,
     /// Columns of characters; 0: unknown.
-    pub(crate) columns: u16,
+    pub columns: u16,
 }
 
 /// `TIOCGWINSZ`.
@@ -144,8 +144,11 @@ pub(crate) fn window_size(terminal: BorrowedFd<'_>) -> io::Result<WindowSize> {
 }
 
 /// `TIOCSWINSZ`.
+///
+/// # Errors
+/// `terminal` is none.
 #[allow(unsafe_code)]
-pub(crate) fn set_window_size(terminal: BorrowedFd<'_>, size: WindowSize) -> io::Result<()> {
+pub fn set_window_size(terminal: BorrowedFd<'_>, size: WindowSize) -> io::Result<()> {
     let size = libc::winsize {
         ws_row: size.rows,
         ws_col: size.columns,

@@ -39,6 +39,7 @@ impl Arguments {
             id: container_id(&self.id)?,
             bundle: self.bundle,
             console: console(detach, self.console_socket)?,
+            stdio: None,
             pid_file: self.pid_file,
         })
     }

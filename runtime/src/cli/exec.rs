@@ -88,6 +88,7 @@ pub(super) fn run(runtime: &Runtime, arguments: Arguments) -> anyhow::Result<u8>
     let options = ExecOptions {
         id: container_id(&arguments.id)?,
         console: console(arguments.detach, arguments.console_socket.clone())?,
+        stdio: None,
         pid_file: arguments.pid_file.clone(),
         ignore_paused: arguments.ignore_paused,
         process: process(arguments)?,

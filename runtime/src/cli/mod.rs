@@ -9,9 +9,7 @@ mod exec;
 mod features;
 mod kill;
 mod list;
-mod monitor;
 mod pause;
-mod process_proxy;
 mod ps;
 mod resume;
 mod run;
@@ -31,9 +29,8 @@ use hull_runtime::bundle::NEWEST_OCI_VERSION;
 use hull_runtime::config::Config;
 use hull_runtime::container::{Console, ContainerId};
 use hull_runtime::logging::LogSettings;
-use hull_runtime::process_proxy::CONTROL_FD;
 use hull_runtime::store::Store;
-use hull_runtime::{Runtime, close_on_exec_from};
+use hull_runtime::{Runtime, close_on_exec_from, own_program};
 
 /// Where state is kept if nothing else is said.
 const DEFAULT_ROOT: &str = "/run/hull";
@@ -99,8 +96,6 @@ enum Verb {
     Features(features::Arguments),
     Kill(kill::Arguments),
     List(list::Arguments),
-    #[command(hide = true)]
-    Monitor(monitor::Arguments),
     Pause(pause::Arguments),
     Ps(ps::Arguments),
     #[command(hide = true)]
@@ -122,8 +117,8 @@ struct Unsupported {
 
 /// Runs the verb that this process's arguments name.
 pub(crate) fn main() -> ExitCode {
-    if let Some(control) = std::env::var_os(CONTROL_FD) {
-        return process_proxy::run(&control);
+    if let Some(code) = own_program::enter() {
+        return code;
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -133,9 +128,6 @@ pub(crate) fn main() -> ExitCode {
             return if error.use_stderr() { 1 } else { 0 }.into();
         }
     };
-    if let Verb::Monitor(arguments) = &cli.verb {
-        return monitor::run(&cli.global, arguments);
-    }
     let (name, failure_code) = cli.verb.about();
     let log = cli.global.log_settings();
     if let Err(error) = log.init() {
@@ -183,7 +175,6 @@ impl Verb {
             Self::Features(_) => ("features", 1),
             Self::Kill(_) => ("kill", 1),
             Self::List(_) => ("list", 1),
-            Self::Monitor(_) => ("monitor", 1),
             Self::Pause(_) => ("pause", 1),
             Self::Ps(_) => ("ps", 1),
             Self::Restore(_) => ("restore", 1),
@@ -222,11 +213,7 @@ impl Cli {
             Verb::Start(arguments) => start::run(&runtime, &arguments),
             Verb::State(arguments) => state::run(&runtime, &arguments),
             Verb::Update(arguments) => update::run(&runtime, *arguments),
-            Verb::Features(_)
-            | Verb::Spec(_)
-            | Verb::Monitor(_)
-            | Verb::Checkpoint(_)
-            | Verb::Restore(_) => Ok(0),
+            Verb::Features(_) | Verb::Spec(_) | Verb::Checkpoint(_) | Verb::Restore(_) => Ok(0),
         }
     }
 }

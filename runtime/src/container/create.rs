@@ -29,7 +29,7 @@ use crate::error::{Error, chain};
 use crate::hooks::{self, HookKind};
 use crate::network::Netns;
 use crate::process_identity::ProcessIdentity;
-use crate::process_proxy::{Attach, NewProxy, Setup, Streams};
+use crate::process_proxy::{Attach, NewProxy, Setup, StandardStreams, Streams};
 use crate::rootfs::{self, GuestContainer};
 use crate::sandbox::PendingSandbox;
 use crate::store::{ContainerRecord, Lifecycle};
@@ -44,6 +44,8 @@ pub struct CreateOptions {
     pub bundle: PathBuf,
     /// Who has its terminal.
     pub console: Console,
+    /// Its standard streams; the caller's own if none.
+    pub stdio: Option<StandardStreams>,
     /// Where the proxy's pid is written.
     pub pid_file: Option<PathBuf>,
 }
@@ -95,6 +97,7 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
             log: runtime.log.clone(),
             origin: stopwatch.origin(),
         },
+        options.stdio.as_ref(),
     )?;
     cgroup.add(proxy.identity())?;
     record.proxy = Some(proxy.identity());

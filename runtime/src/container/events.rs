@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use hull_agent_protocol::agent::StatsContainerResponse;
-use hull_vmm_protocol::control::NicTraffic;
+pub use hull_vmm_protocol::control::NicTraffic;
 use serde::Serialize;
 
 use super::state::{Status, status};
@@ -13,6 +13,7 @@ use crate::Runtime;
 use crate::agent_client::AgentClient;
 use crate::error::Error;
 use crate::sandbox::traffic;
+use crate::store::ContainerRecord;
 use crate::vmm_process::vsock_socket;
 
 /// One line of `events`.
@@ -138,16 +139,12 @@ pub fn events(
     if ended() {
         return Err(ContainerError::NotRunning.into());
     }
-    let socket = vsock_socket(&runtime.store.sandbox_directory(&record.sandbox_id));
     let mut out_of_memory = None;
     loop {
-        let answer = AgentClient::connect(&socket).and_then(|mut agent| agent.stats_container(id));
-        let passed = traffic(&runtime.store, &record.sandbox_id);
-        let (files, passed) = match (answer, passed) {
-            (Ok(answer), Ok(passed)) => (Files(answer), passed),
-            _ if ended() => return Ok(()),
-            (Err(error), _) => return Err(error.into()),
-            (_, Err(error)) => return Err(error),
+        let Reading { files, nics } = match read_running(runtime, &record) {
+            Ok(reading) => reading,
+            Err(_) if ended() => return Ok(()),
+            Err(error) => return Err(error),
         };
         let kills = files.keyed("memory.events", "oom_kill");
         let event = |kind, data| Event {
@@ -159,7 +156,7 @@ pub fn events(
             return Ok(());
         }
         out_of_memory = Some(kills);
-        if !tell(&event("stats", Some(files.stats(passed)))) {
+        if !tell(&event("stats", Some(files.stats(nics)))) {
             return Ok(());
         }
         std::thread::sleep(interval);
@@ -169,17 +166,49 @@ pub fn events(
     }
 }
 
+/// What a container uses at one moment.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// Its cgroup in the guest.
+    pub files: CgroupFiles,
+    /// What has passed through the NICs of its sandbox, by name.
+    pub nics: Vec<(String, NicTraffic)>,
+}
+
+/// What the container `id` uses now.
+///
+/// # Errors
+/// It does not run, or its agent does not answer.
+pub fn read(runtime: &Runtime, id: &ContainerId) -> Result<Reading, Error> {
+    let record = runtime.store.container(id)?;
+    match status(&runtime.store, &record) {
+        Status::Stopped | Status::Creating => Err(ContainerError::NotRunning.into()),
+        Status::Created | Status::Running | Status::Paused => read_running(runtime, &record),
+    }
+}
+
+fn read_running(runtime: &Runtime, record: &ContainerRecord) -> Result<Reading, Error> {
+    let socket = vsock_socket(&runtime.store.sandbox_directory(&record.sandbox_id));
+    let answer = AgentClient::connect(&socket)?.stats_container(&record.id)?;
+    Ok(Reading {
+        files: CgroupFiles(answer),
+        nics: traffic(&runtime.store, &record.sandbox_id)?,
+    })
+}
+
 /// The files of a container's cgroup (`Documentation/admin-guide/cgroup-v2.rst` of the kernel). A guest may write into
 /// them what it likes: what is no number counts as zero.
-struct Files(StatsContainerResponse);
+#[derive(Clone, Debug)]
+pub struct CgroupFiles(StatsContainerResponse);
 
-impl Files {
-    fn text(&self, file: &str) -> &str {
+impl CgroupFiles {
+    /// A file as it reads, without blanks around it; empty if there is none.
+    pub fn text(&self, file: &str) -> &str {
         self.0.files.get(file).map_or("", |text| text.trim())
     }
 
     /// A file that holds one number; one that says `max` holds the largest.
-    fn number(&self, file: &str) -> u64 {
+    pub fn number(&self, file: &str) -> u64 {
         match self.text(file) {
             "max" => u64::MAX,
             text => text.parse().unwrap_or(0),
@@ -187,14 +216,15 @@ impl Files {
     }
 
     /// The lines `key number` of a file.
-    fn table(&self, file: &str) -> impl Iterator<Item = (&str, u64)> {
+    pub fn table(&self, file: &str) -> impl Iterator<Item = (&str, u64)> {
         self.text(file).lines().filter_map(|line| {
             let (key, number) = line.split_once(' ')?;
             Some((key, number.trim().parse().ok()?))
         })
     }
 
-    fn keyed(&self, file: &str, key: &str) -> u64 {
+    /// The number beside `key` in such a file.
+    pub fn keyed(&self, file: &str, key: &str) -> u64 {
         self.table(file)
             .find_map(|(found, number)| (found == key).then_some(number))
             .unwrap_or(0)
@@ -270,7 +300,7 @@ mod tests {
         passed.received.bytes = 11;
         passed.sent.dropped = 12;
         let passed = vec![("eth0".to_owned(), passed)];
-        let stats = serde_json::to_value(Files(answer).stats(passed)).unwrap();
+        let stats = serde_json::to_value(CgroupFiles(answer).stats(passed)).unwrap();
         assert_eq!(stats["cpu"]["usage"]["total"], 5000);
         assert_eq!(stats["cpu"]["throttling"]["periods"], 0);
         assert_eq!(stats["memory"]["usage"]["usage"], 4096);

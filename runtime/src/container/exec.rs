@@ -12,7 +12,7 @@ use crate::agent_client::AgentClient;
 use crate::bundle::{BundleError, read_process, read_spec, validate_process};
 use crate::error::{Error, chain};
 use crate::process_proxy::foreground::{HeldSignals, RawTerminal};
-use crate::process_proxy::{Attach, NewProxy, Setup, Streams};
+use crate::process_proxy::{Attach, NewProxy, Setup, StandardStreams, Streams};
 use crate::rootfs::translate_process;
 use crate::sandbox::ensure_monitor;
 use crate::store::ContainerRecord;
@@ -28,6 +28,8 @@ pub struct ExecOptions {
     pub process: ExecProcess,
     /// Who has its terminal.
     pub console: Console,
+    /// Its standard streams; the caller's own if none.
+    pub stdio: Option<StandardStreams>,
     /// Where the proxy's pid is written.
     pub pid_file: Option<PathBuf>,
     /// Go ahead though the container is paused: the process then waits for `resume`.
@@ -39,6 +41,8 @@ pub struct ExecOptions {
 pub enum ExecProcess {
     /// As a file has it, whole.
     File(PathBuf),
+    /// This one, whole.
+    Given(Box<Process>),
     /// As the container's own, but for this.
     Like {
         /// The program and its arguments.
@@ -66,29 +70,63 @@ pub enum ExecProcess {
 /// # Errors
 /// The container does not run, or the process cannot.
 pub fn exec(runtime: &Runtime, options: &ExecOptions) -> Result<u8, Error> {
-    let record = runtime.store.container(&options.id)?;
-    check_state(runtime, &record, options.ignore_paused)?;
-    let process = process(&record, &options.process)?;
-    let streams = options.console.streams(&process)?;
-    let detach = options.console.is_detached();
-    let signals = if detach {
-        None
-    } else {
-        Some(HeldSignals::hold()?)
-    };
-    let terminal = (streams == Streams::Terminal)
+    if options.console.is_detached() {
+        return exec_detached(runtime, options).map(|_| 0);
+    }
+    let wanted = Wanted::check(runtime, options)?;
+    let signals = HeldSignals::hold()?;
+    let terminal = (wanted.streams == Streams::Terminal)
         .then(RawTerminal::enter)
         .transpose()?;
-    if let Err(error) = ensure_monitor(&runtime.store, &record.sandbox_id) {
-        tracing::warn!(container = %record.id, error = %chain(&error), "changes of the network are not followed");
-    }
-    let mut proxy = start(runtime, &record, options, process, streams)?;
-    let Some(signals) = signals else {
-        return Ok(0);
-    };
-    let code = signals.wait(&mut proxy)?;
+    let mut executed = wanted.start(runtime, options)?;
+    let code = signals.wait(&mut executed.proxy)?;
     drop(terminal);
     Ok(code)
+}
+
+/// A process that was started in a container.
+#[derive(Debug)]
+pub struct Executed {
+    /// Its process proxy, a child of this process.
+    pub proxy: Child,
+    /// What its sandbox knows it by.
+    pub exec_id: String,
+}
+
+/// Starts a process in a container, for a caller that waits for its proxy, or goes before it.
+///
+/// # Errors
+/// The container does not run, or the process cannot.
+pub fn exec_detached(runtime: &Runtime, options: &ExecOptions) -> Result<Executed, Error> {
+    Wanted::check(runtime, options)?.start(runtime, options)
+}
+
+/// A process that can be started.
+struct Wanted {
+    record: ContainerRecord,
+    process: Process,
+    streams: Streams,
+}
+
+impl Wanted {
+    fn check(runtime: &Runtime, options: &ExecOptions) -> Result<Self, Error> {
+        let record = runtime.store.container(&options.id)?;
+        check_state(runtime, &record, options.ignore_paused)?;
+        let process = process(&record, &options.process)?;
+        let streams = options.console.streams(&process)?;
+        Ok(Self {
+            record,
+            process,
+            streams,
+        })
+    }
+
+    fn start(self, runtime: &Runtime, options: &ExecOptions) -> Result<Executed, Error> {
+        if let Err(error) = ensure_monitor(&runtime.store, &self.record.sandbox_id) {
+            tracing::warn!(container = %self.record.id, error = %chain(&error), "changes of the network are not followed");
+        }
+        start(runtime, &self.record, options, self.process, self.streams)
+    }
 }
 
 fn check_state(
@@ -118,7 +156,7 @@ fn start(
     options: &ExecOptions,
     process: Process,
     streams: Streams,
-) -> Result<Child, Error> {
+) -> Result<Executed, Error> {
     let proxy = NewProxy::spawn(
         None,
         process.args().as_deref().unwrap_or_default(),
@@ -128,6 +166,7 @@ fn start(
             log: runtime.log.clone(),
             origin: Moment::now(),
         },
+        options.stdio.as_ref(),
     )?;
     if let Some(cgroup) = &record.cgroup {
         cgroup.add(proxy.identity())?;
@@ -152,17 +191,19 @@ fn start(
             }
             Ok(proxy.commit()?)
         });
-    attached.inspect_err(|_| {
+    let attached = attached.inspect_err(|_| {
         let killed = agent.signal(&record.id, &exec_id, libc::SIGKILL.unsigned_abs(), false);
         if let Err(error) = killed {
             tracing::debug!(error = %chain(&error), "killing a process without a proxy");
         }
-    })
+    });
+    attached.map(|proxy| Executed { proxy, exec_id })
 }
 
 fn process(record: &ContainerRecord, wanted: &ExecProcess) -> Result<Process, Error> {
     let process = match wanted {
         ExecProcess::File(path) => return Ok(read_process(path)?),
+        ExecProcess::Given(process) => (**process).clone(),
         like @ ExecProcess::Like { .. } => {
             let spec = read_spec(&record.bundle)?;
             let own = spec.process().clone().ok_or(BundleError::Field {

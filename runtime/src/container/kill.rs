@@ -30,6 +30,28 @@ pub fn kill(runtime: &Runtime, id: &ContainerId, signal: u32, all: bool) -> Resu
     Ok(sent?)
 }
 
+/// Sends `signal` to the process of the container `id` that was started by [`exec_detached`](super::exec_detached) and has
+/// `exec_id`.
+///
+/// # Errors
+/// It does not run.
+pub fn kill_exec(
+    runtime: &Runtime,
+    id: &ContainerId,
+    exec_id: &str,
+    signal: u32,
+) -> Result<(), Error> {
+    let record = runtime.store.container(id)?;
+    if matches!(
+        status(&runtime.store, &record),
+        Status::Stopped | Status::Creating
+    ) {
+        return Err(ContainerError::NotRunning.into());
+    }
+    let socket = vsock_socket(&runtime.store.sandbox_directory(&record.sandbox_id));
+    Ok(AgentClient::connect(&socket)?.signal(id, exec_id, signal, false)?)
+}
+
 /// Reads a signal: a number, a name, or a name without its `SIG`, in any case; `RTMIN+3` too.
 ///
 /// # Errors

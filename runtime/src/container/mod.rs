@@ -24,10 +24,10 @@ use crate::error::ErrorKind;
 
 pub use create::{CreateOptions, Created, create};
 pub use delete::delete;
-pub use events::{Event, Stats, events};
-pub use exec::{ExecOptions, ExecProcess, exec, parse_capability};
+pub use events::{CgroupFiles, Event, NicTraffic, Reading, Stats, events, read};
+pub use exec::{ExecOptions, ExecProcess, Executed, exec, exec_detached, parse_capability};
 pub use id::{ContainerId, IdError};
-pub use kill::{kill, parse_signal};
+pub use kill::{kill, kill_exec, parse_signal};
 pub use list::list;
 pub use pause::{pause, resume};
 pub use ps::{host_pids, ps};

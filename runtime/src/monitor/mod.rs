@@ -1,5 +1,6 @@
-//! The monitor: the process of the host that keeps a sandbox's network up to date while the sandbox lives. It is the
-//! hidden subcommand `monitor` of `hull`, one for each sandbox, and lives in the sandbox's network namespace.
+//! The monitor: the process of the host that keeps a sandbox's network up to date while the sandbox lives. It is
+//! its maker's program, started with [`SETTINGS`] in its environment, one for each sandbox, and lives in the sandbox's
+//! network namespace.
 //!
 //! It hears of every change of the namespace ([`crate::network::Watch`]), waits until a burst of changes is over
 //! (pace.rs), takes the sandbox's lock, and makes VM and guest equal to the namespace, as `create` and `start` do
@@ -17,14 +18,31 @@ mod serve;
 mod spawn;
 
 use std::io;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::container::ContainerId;
+use crate::logging::LogSettings;
 use crate::network;
 use crate::network::embedded_dns::EmbeddedDnsError;
 
-pub use serve::serve;
+pub(crate) use serve::serve;
 pub use spawn::StartingMonitor;
+
+/// The variable of the environment that makes a process a monitor: its [`Settings`] as JSON.
+pub(crate) const SETTINGS: &str = "HULL_MONITOR";
+
+/// What a monitor is told.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Settings {
+    /// The state directory.
+    pub(crate) root: PathBuf,
+    /// The sandbox.
+    pub(crate) sandbox: ContainerId,
+    /// Where its messages go.
+    pub(crate) log: LogSettings,
+}
 
 /// How a monitor fails.
 #[derive(Debug, thiserror::Error)]

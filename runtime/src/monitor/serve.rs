@@ -1,4 +1,4 @@
-//! The monitor itself: what runs in the process that `hull monitor` is.
+//! The monitor itself: what runs in the process that is one.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::SigSet;
 
 use super::pace::{Outcome, Pace};
 use super::{FromMonitor, MonitorError};
@@ -21,9 +22,9 @@ use crate::vmm_process::vsock_socket;
 ///
 /// # Errors
 /// It cannot, or cannot any more. The maker has been told if it still waits.
-pub fn serve(store: &Store, id: &ContainerId) -> Result<(), crate::Error> {
-    // For who lists processes; `exe` else, after the link by which it was started. It cannot fail.
-    let _ = nix::sys::prctl::set_name(c"hull-monitor");
+pub(crate) fn serve(store: &Store, id: &ContainerId) -> Result<(), crate::Error> {
+    // A process proxy, if it was made by one, has all signals blocked. It cannot fail.
+    let _ = SigSet::empty().thread_set_mask();
     let monitor = match Monitor::start(store, id) {
         Ok(monitor) => monitor,
         Err(error) => {

@@ -7,12 +7,14 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
-use super::{FromMonitor, MonitorError};
+use super::{FromMonitor, MonitorError, SETTINGS, Settings};
 use crate::container::ContainerId;
+use crate::logging::LogSettings;
 use crate::network::Netns;
+use crate::own_program;
 use crate::pending_child::{PendingChild, SpawnError};
 use crate::process_identity::ProcessIdentity;
 
@@ -52,17 +54,25 @@ impl StartingMonitor {
             .mode(0o600)
             .open(log)
             .map_err(fail("open its log"))?;
-        // The link itself: the program may have been replaced since this process was started.
-        let mut command = Command::new("/proc/self/exe");
+        let settings = Settings {
+            root: root.into(),
+            sandbox: sandbox.clone(),
+            log: LogSettings {
+                path: Some(log.into()),
+                json: false,
+                debug: false,
+            },
+        };
+        let settings = serde_json::to_string(&settings)
+            .map_err(|error| fail("write its settings")(error.into()))?;
+        let mut command = own_program::command();
         command
-            .arg0("hull")
-            .arg("--root")
-            .arg(root)
-            .arg("--log")
-            .arg(log)
-            .args(["monitor", sandbox.as_str()])
+            // For who lists processes.
+            .arg0("hull-monitor")
+            .arg(sandbox.as_str())
             .current_dir("/")
             .env_clear()
+            .env(SETTINGS, settings)
             .stdin(Stdio::null())
             .stdout(OwnedFd::from(theirs))
             .stderr(standard_error)

@@ -1,5 +1,5 @@
-//! The process proxy: the process of the host that stands for a process in the guest. It is `hull` itself, started with
-//! [`CONTROL_FD`] in its environment; its pid is the one that callers see, it lives in the sandbox's network namespace,
+//! The process proxy: the process of the host that stands for a process in the guest. It is its maker's program, started
+//! with [`CONTROL_FD`] in its environment; its pid is the one that callers see, it lives in the sandbox's network namespace,
 //! holds the process's standard streams or terminal, forwards the signals that it gets, and exits with the process's
 //! exit code.
 //!
@@ -28,10 +28,10 @@ use crate::agent_client::vsock::VsockError;
 use crate::network;
 
 pub use messages::{Attach, Setup, Streams};
-pub use serve::serve;
-pub use spawn::NewProxy;
+pub(crate) use serve::serve;
+pub use spawn::{NewProxy, StandardStreams};
 
-/// The variable of the environment that makes a process of `hull` a proxy: the number of the descriptor that is its
+/// The variable of the environment that makes a process a proxy: the number of the descriptor that is its
 /// maker's socket. Its arguments are those of the process that it stands for.
 pub const CONTROL_FD: &str = "HULL_PROCESS_PROXY_CONTROL_FD";
 

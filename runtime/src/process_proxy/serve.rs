@@ -26,7 +26,7 @@ const KILLED: u8 = 137;
 const NOTHING: u8 = 1;
 
 /// Does what its maker says on `control`, and then stands for a process until that ends. Gives the exit code.
-pub fn serve(control: OwnedFd) -> u8 {
+pub(crate) fn serve(control: OwnedFd) -> u8 {
     let prepared = prepare(&control);
     let answer = match prepared {
         Ok(Some(session)) => return session.run(),

@@ -3,7 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hull_vmm_protocol::socket::{parse, receive, send};
@@ -14,11 +15,37 @@ use nix::sys::time::TimeVal;
 use super::messages::{Attach, FromProxy, Setup, ToProxy};
 use super::{CONTROL_FD, ProxyError};
 use crate::network::Netns;
+use crate::own_program;
 use crate::pending_child::{PendingChild, SpawnError};
 use crate::process_identity::ProcessIdentity;
 
 /// How long a proxy may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(120);
+
+/// Open files for the standard streams of a proxy, in place of its maker's own. A stream without one is `/dev/null`.
+#[derive(Clone, Debug, Default)]
+pub struct StandardStreams {
+    /// Read by the proxy.
+    pub stdin: Option<Arc<OwnedFd>>,
+    /// Written by the proxy.
+    pub stdout: Option<Arc<OwnedFd>>,
+    /// Written by the proxy.
+    pub stderr: Option<Arc<OwnedFd>>,
+}
+
+impl StandardStreams {
+    fn apply(&self, command: &mut Command) -> io::Result<()> {
+        let stdio = |fd: &Option<Arc<OwnedFd>>| -> io::Result<Stdio> {
+            fd.as_ref()
+                .map_or_else(|| Ok(Stdio::null()), |fd| fd.try_clone().map(Stdio::from))
+        };
+        command
+            .stdin(stdio(&self.stdin)?)
+            .stdout(stdio(&self.stdout)?)
+            .stderr(stdio(&self.stderr)?);
+        Ok(())
+    }
+}
 
 /// A process proxy that is not on its own yet. Dropping it kills it.
 #[derive(Debug)]
@@ -28,8 +55,8 @@ pub struct NewProxy {
 }
 
 impl NewProxy {
-    /// Starts a proxy in `netns` (or where its maker is), with the maker's standard streams, and waits until it holds
-    /// what `setup` says. It has the words of its process, `args`, for its own, so that whoever lists the host's
+    /// Starts a proxy in `netns` (or where its maker is), with `stdio`, or the maker's standard streams if that
+    /// is none, and waits until it holds what `setup` says. It has the words of its process, `args`, for its own, so that whoever lists the host's
     /// processes by the pids that hull gives finds what runs in the guest.
     ///
     /// # Errors
@@ -38,6 +65,7 @@ impl NewProxy {
         netns: Option<&Netns>,
         args: &[String],
         setup: &Setup,
+        stdio: Option<&StandardStreams>,
     ) -> Result<Self, ProxyError> {
         let (control, theirs) = socketpair(
             AddressFamily::Unix,
@@ -50,13 +78,17 @@ impl NewProxy {
         setsockopt(&control, sockopt::ReceiveTimeout, &limit)
             .and_then(|()| fcntl(theirs.as_fd(), FcntlArg::F_SETFD(FdFlag::empty())))
             .map_err(|errno| ProxyError::host("set up its control socket")(errno.into()))?;
-        // The link itself: the program may have been replaced since this process was started.
-        let mut command = Command::new("/proc/self/exe");
+        let mut command = own_program::command();
         command
             .env(CONTROL_FD, theirs.as_raw_fd().to_string())
             .args(args.iter().skip(1));
         if let Some(program) = args.first() {
             command.arg0(program);
+        }
+        if let Some(stdio) = stdio {
+            stdio
+                .apply(&mut command)
+                .map_err(ProxyError::host("give it its streams"))?;
         }
         let child = PendingChild::spawn(&mut command, netns).map_err(|error| match error {
             SpawnError::Netns(error) => ProxyError::Netns(Box::new(error)),
