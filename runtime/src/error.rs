@@ -9,6 +9,7 @@ use crate::container::{ContainerError, IdError};
 use crate::hooks::HookError;
 use crate::monitor::MonitorError;
 use crate::network;
+use crate::notify::NotifyError;
 use crate::process_proxy::ProxyError;
 use crate::rootfs::RootfsError;
 use crate::sandbox::SandboxError;
@@ -50,6 +51,8 @@ pub enum Error {
     Proxy(#[from] ProxyError),
     #[error(transparent)]
     Monitor(#[from] MonitorError),
+    #[error(transparent)]
+    Notify(#[from] NotifyError),
 }
 
 impl From<network::Error> for Error {
@@ -100,6 +103,7 @@ impl Error {
             | Self::Share(_)
             | Self::Network(_)
             | Self::Monitor(_)
+            | Self::Notify(_)
             | Self::Proxy(_) => ErrorKind::Host,
             Self::Rootfs(error) => match error {
                 RootfsError::NotInPath { .. } | RootfsError::NoProgram { .. } => {

@@ -15,6 +15,7 @@ pub mod hooks;
 pub mod logging;
 pub mod monitor;
 pub mod network;
+pub mod notify;
 pub mod own_program;
 mod pending_child;
 pub mod process_identity;

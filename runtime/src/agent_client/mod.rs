@@ -16,12 +16,13 @@ use hull_agent_protocol::agent::{
     HealthResponse, ListProcessesResponse, MountStorageRequest, OnlineCpusRequest,
     OnlineCpusResponse, ProcessRequest, ProcessResponse, ReseedEntropyRequest,
     ResizeTerminalRequest, SetClockRequest, SetHostnameRequest, SetNetworkRequest,
-    SetNetworkResponse, SignalProcessRequest, StatsContainerResponse, UpdateContainerRequest,
-    WaitProcessResponse,
+    SetNetworkResponse, SharedMemory, SignalProcessRequest, StatsContainerResponse,
+    UpdateContainerRequest, WaitProcessResponse,
 };
 use hull_agent_protocol::ports;
 
 use crate::container::ContainerId;
+use crate::rootfs::GuestContainer;
 use transport::Transport;
 use vsock::VsockError;
 
@@ -201,11 +202,24 @@ impl AgentClient {
     ///
     /// # Errors
     /// See [`AgentError`].
-    pub fn create_container(&mut self, id: &ContainerId, spec: Vec<u8>) -> Result<u32, AgentError> {
+    pub fn create_container(
+        &mut self,
+        id: &ContainerId,
+        container: &GuestContainer,
+    ) -> Result<u32, AgentError> {
         let mut request = CreateContainerRequest::new();
         request.container_id = id.to_string();
-        request.spec = spec;
+        request.spec = container.spec.clone();
         request.stdin = true;
+        if let Some(socket) = &container.notify {
+            request.notify_socket = socket.name.clone();
+        }
+        for memory in &container.shared_memory {
+            let mut shared = SharedMemory::new();
+            shared.name = memory.name.clone();
+            shared.size = memory.size;
+            request.shared_memory.push(shared);
+        }
         let answer: ProcessResponse = self.call("CreateContainer", &request)?;
         Ok(answer.pid)
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use hull_runtime::Runtime;
 use hull_runtime::container::{CreateOptions, create};
 
-use super::{console, container_id, refuse_preserve_fds};
+use super::{console, container_id, refuse_listen_fds, refuse_preserve_fds, service_manager};
 
 /// Make a container, up to the point at which its program is about to run
 #[derive(clap::Args)]
@@ -35,12 +35,14 @@ pub(super) struct Arguments {
 impl Arguments {
     pub(super) fn options(self, detach: bool) -> anyhow::Result<CreateOptions> {
         refuse_preserve_fds(self.preserve_fds)?;
+        refuse_listen_fds()?;
         Ok(CreateOptions {
             id: container_id(&self.id)?,
             bundle: self.bundle,
             console: console(detach, self.console_socket)?,
             stdio: None,
             pid_file: self.pid_file,
+            notifies: service_manager().is_some(),
         })
     }
 }

@@ -18,6 +18,7 @@ mod start;
 mod state;
 mod update;
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -29,6 +30,7 @@ use hull_runtime::bundle::NEWEST_OCI_VERSION;
 use hull_runtime::config::Config;
 use hull_runtime::container::{Console, ContainerId};
 use hull_runtime::logging::LogSettings;
+use hull_runtime::notify;
 use hull_runtime::store::Store;
 use hull_runtime::{Runtime, close_on_exec_from, own_program};
 
@@ -280,6 +282,23 @@ fn refuse_preserve_fds(count: u32) -> anyhow::Result<()> {
         bail!("--preserve-fds {count}: open files of the host cannot be handed into a VM");
     }
     Ok(())
+}
+
+/// Nor can sockets that a service manager has opened for this process (sd_listen_fds(3)).
+fn refuse_listen_fds() -> anyhow::Result<()> {
+    let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
+    let is_for_this = number("LISTEN_PID") == Some(std::process::id());
+    match number("LISTEN_FDS") {
+        Some(count @ 1..) if is_for_this => bail!(
+            "LISTEN_FDS={count}: sockets of the host cannot be handed into a VM; have the container listen itself"
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// The socket of the service manager whose service this command is.
+fn service_manager() -> Option<OsString> {
+    std::env::var_os(notify::VARIABLE).filter(|address| !address.is_empty())
 }
 
 /// Prints an answer; a reader that has gone is an error like any other.

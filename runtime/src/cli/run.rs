@@ -3,7 +3,7 @@
 use hull_runtime::Runtime;
 use hull_runtime::container::{RunOptions, run as run_container};
 
-use super::create;
+use super::{create, service_manager};
 
 /// Make a container and run its program
 #[derive(clap::Args)]
@@ -25,6 +25,7 @@ pub(super) fn run(runtime: &Runtime, arguments: Arguments) -> anyhow::Result<u8>
     let options = RunOptions {
         create: arguments.create.options(arguments.detach)?,
         keep: arguments.keep,
+        service_manager: service_manager(),
     };
     Ok(run_container(runtime, &options)?)
 }

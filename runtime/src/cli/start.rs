@@ -1,9 +1,9 @@
 //! `hull start`.
 
 use hull_runtime::Runtime;
-use hull_runtime::container::start;
+use hull_runtime::container::{start, state};
 
-use super::container_id;
+use super::{container_id, service_manager};
 
 /// Run the program of a container that was created
 #[derive(clap::Args)]
@@ -13,6 +13,13 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(runtime: &Runtime, arguments: &Arguments) -> anyhow::Result<u8> {
-    start(runtime, &container_id(&arguments.id)?)?;
+    let id = container_id(&arguments.id)?;
+    let service_manager = service_manager();
+    if let Some(notice) = start(runtime, &id, service_manager.as_deref())? {
+        let main = state(runtime, &id)?.pid;
+        notice
+            .hand_on(main.unsigned_abs())
+            .map_err(hull_runtime::Error::from)?;
+    }
     Ok(0)
 }

@@ -48,6 +48,8 @@ pub struct CreateOptions {
     pub stdio: Option<StandardStreams>,
     /// Where the proxy's pid is written.
     pub pid_file: Option<PathBuf>,
+    /// Whether the caller is a service, to whose manager the container is to report ([`crate::notify`]).
+    pub notifies: bool,
 }
 
 /// A container that was created.
@@ -80,7 +82,7 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
     let placement = Placement::find(store, &bundle.spec, &annotations)?;
     let resolve =
         |kind, path: &Path| resolve_namespace(store, placement.sandbox.as_ref(), kind, path);
-    let guest = rootfs::translate(&options.id, &bundle, &resolve)?;
+    let guest = rootfs::translate(&options.id, &bundle, options.notifies, &resolve)?;
     let cgroup = Cgroup::of(bundle.cgroups_path(), runtime.systemd_cgroup, &options.id)?;
     let mut record = new_record(options, &bundle, &placement, &cgroup)?;
     store.save_container(&record)?;
@@ -157,6 +159,7 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
         sandbox_id: record.sandbox_id.clone(),
         container_id: options.id.clone(),
         exec_id: String::new(),
+        notify: guest.notify.and_then(|socket| socket.host),
     })?;
     stopwatch.phase("attach");
 
@@ -204,7 +207,7 @@ fn make_in_guest(
     sandbox.sandbox()?.reconcile_network(netns, &mut agent)?;
     stopwatch.phase("network");
     run_hooks(HookKind::CreateContainer, bundle, state, netns)?;
-    let pid = agent.create_container(id, guest.spec.clone())?;
+    let pid = agent.create_container(id, guest)?;
     stopwatch.phase("container");
     Ok(pid)
 }
@@ -255,6 +258,7 @@ fn new_record(
         owner,
         annotations: bundle.annotations(),
         resolver_file: resolver_file(bundle),
+        notifies: options.notifies,
         lifecycle: Lifecycle::Creating,
         creator: Some(ProcessIdentity::own().map_err(ContainerError::OwnProcess)?),
         proxy: None,

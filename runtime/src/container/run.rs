@@ -1,8 +1,11 @@
 //! `run`: `create`, `start`, and in the foreground also the wait for the end and `delete`.
 
+use std::ffi::OsString;
+
 use super::{ContainerId, CreateOptions, Created, create, delete, start};
 use crate::Runtime;
-use crate::error::{Error, chain};
+use crate::error::{Error, ErrorKind, chain};
+use crate::notify::ReadyNotice;
 use crate::process_proxy::foreground::{HeldSignals, RawTerminal};
 use crate::vmm_process;
 
@@ -13,6 +16,8 @@ pub struct RunOptions {
     pub create: CreateOptions,
     /// Leave the container there when it has ended.
     pub keep: bool,
+    /// See [`start`].
+    pub service_manager: Option<OsString>,
 }
 
 /// Creates and starts a container. Detached, gives 0 once it runs; otherwise waits for its end and gives its exit
@@ -33,18 +38,33 @@ pub fn run(runtime: &Runtime, options: &RunOptions) -> Result<u8, Error> {
         has_own_terminal,
     } = create(runtime, &options.create)?;
     let terminal = has_own_terminal.then(RawTerminal::enter).transpose();
-    let started = terminal
-        .map_err(Error::from)
-        .and_then(|terminal| start(runtime, id).map(|()| terminal));
-    let terminal = started.inspect_err(|_| clean_up(runtime, options, true))?;
+    let started = terminal.map_err(Error::from).and_then(|terminal| {
+        let notice = start(runtime, id, options.service_manager.as_deref())?;
+        Ok((terminal, notice))
+    });
+    let (terminal, notice) = started.inspect_err(|_| clean_up(runtime, options, true))?;
     let Some(signals) = signals else {
+        if let Some(notice) = notice {
+            notice.hand_on(proxy.id())?;
+        }
         return Ok(0);
     };
+    if let Some(notice) = notice {
+        // Signals are for the container meanwhile.
+        std::thread::spawn(|| hand_on(notice));
+    }
     let code = signals.wait(&mut proxy);
     drop(terminal);
     tell_of_crash(runtime, id);
     clean_up(runtime, options, false);
     Ok(code?)
+}
+
+/// In the foreground this process is the service.
+fn hand_on(notice: ReadyNotice) {
+    if let Err(error) = notice.hand_on(std::process::id()) {
+        tracing::error!(error = %chain(&error), "the service manager is not told that the container is ready");
+    }
 }
 
 /// Says why the VM is gone, if it did not end in order.
@@ -64,7 +84,12 @@ fn clean_up(runtime: &Runtime, options: &RunOptions, force: bool) {
     if options.keep {
         return;
     }
-    if let Err(error) = delete(runtime, &options.create.id, force) {
-        tracing::error!(container = %options.create.id, error = %chain(&error), "delete");
+    match delete(runtime, &options.create.id, force) {
+        Ok(()) => {}
+        // Somebody else has deleted it.
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => {
+            tracing::error!(container = %options.create.id, error = %chain(&error), "delete");
+        }
     }
 }

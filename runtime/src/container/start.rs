@@ -1,20 +1,32 @@
 //! `start`: the container's program runs.
 
+use std::ffi::OsStr;
+
+use hull_agent_protocol::stdio::{StreamKind, StreamRequest};
+
 use super::state::{State, Status, status};
 use super::{ContainerError, ContainerId};
 use crate::Runtime;
+use crate::agent_client::vsock;
 use crate::error::{Error, chain};
 use crate::hooks::{self, HookKind};
+use crate::notify::ReadyNotice;
+use crate::process_proxy::ProxyError;
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::store::Lifecycle;
 use crate::timing::Stopwatch;
 
 /// Runs the program of a container that was created. Its network is looked at once more before: engines may have
-/// wired it since.
+/// wired it since. `service_manager`: the socket of the caller's service manager, if it is a service; the container's
+/// word for it is to be waited for then, if it was created to give one.
 ///
 /// # Errors
 /// It is in another state; or the program cannot be run, and then the container has stopped.
-pub fn start(runtime: &Runtime, id: &ContainerId) -> Result<(), Error> {
+pub fn start(
+    runtime: &Runtime,
+    id: &ContainerId,
+    service_manager: Option<&OsStr>,
+) -> Result<Option<ReadyNotice>, Error> {
     let mut stopwatch = Stopwatch::start();
     let store = &runtime.store;
     let record = store.container(id)?;
@@ -51,6 +63,10 @@ pub fn start(runtime: &Runtime, id: &ContainerId) -> Result<(), Error> {
         tracing::debug!(online, "vCPUs");
         stopwatch.phase("vcpus");
     }
+    let notice = service_manager
+        .filter(|_| record.notifies)
+        .map(|address| ready_notice(&sandbox, id, address))
+        .transpose()?;
     agent.start_container(id)?;
     stopwatch.phase("start_container");
     record.lifecycle = Lifecycle::Started;
@@ -70,5 +86,23 @@ pub fn start(runtime: &Runtime, id: &ContainerId) -> Result<(), Error> {
         }
         return Err(error.into());
     }
-    Ok(())
+    Ok(notice)
+}
+
+/// Opened before the program runs, so that nothing of what it says is missed.
+fn ready_notice(
+    sandbox: &Sandbox,
+    id: &ContainerId,
+    address: &OsStr,
+) -> Result<ReadyNotice, Error> {
+    let request = StreamRequest {
+        kind: StreamKind::Notify,
+        container_id: id.to_string(),
+        exec_id: String::new(),
+    };
+    let stream = vsock::open_stream(&sandbox.vsock_socket(), &request);
+    Ok(ReadyNotice::new(
+        stream.map_err(ProxyError::from)?,
+        address,
+    )?)
 }

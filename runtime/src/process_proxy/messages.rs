@@ -10,6 +10,7 @@
 //!
 //! Instead of an answer the proxy may say `Failed`. When the maker ends before `Commit`, so does the proxy.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -83,4 +84,6 @@ pub struct Attach {
     pub container_id: ContainerId,
     /// The process; empty for the container's first, with whose end the sandbox's may come.
     pub exec_id: String,
+    /// The engine's socket that hears the container's notifications ([`crate::notify`]).
+    pub notify: Option<OsString>,
 }

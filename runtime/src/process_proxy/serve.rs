@@ -1,9 +1,12 @@
 //! The proxy itself: what runs in the process that is a proxy.
 
+use std::ffi::OsString;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use hull_agent_protocol::stdio::{StreamKind, StreamRequest};
 use hull_vmm_protocol::socket::{parse, receive, send};
@@ -15,6 +18,7 @@ use super::signals::{Forwarder, block_all};
 use super::stdio::{Output, carry_input};
 use super::{ProxyError, console};
 use crate::agent_client::{AgentClient, vsock};
+use crate::notify;
 use crate::sandbox::Sandbox;
 use crate::store::Store;
 use crate::timing::{Moment, Stopwatch};
@@ -22,6 +26,8 @@ use crate::vmm_process::vsock_socket;
 
 /// What a process exits with whose VM went away: as if it had been killed, which it was.
 const KILLED: u8 = 137;
+/// How long an engine may take to hear the last notifications of a container.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// What the proxy exits with when it never stood for a process.
 const NOTHING: u8 = 1;
 
@@ -139,6 +145,12 @@ impl Held {
                 stream: open(StreamKind::Terminal)?,
             },
         };
+        let lease = open(StreamKind::Lease)?;
+        let notifications = attach
+            .notify
+            .clone()
+            .map(|address| open(StreamKind::Notify).map(|stream| (stream, address)))
+            .transpose()?;
         let mut agent = AgentClient::connect(&socket)?;
         agent.await_process(&attach.container_id, &attach.exec_id)?;
         Ok(Session {
@@ -146,6 +158,8 @@ impl Held {
             store,
             agent,
             streams,
+            lease,
+            notifications,
             signals: self.signals,
             origin: self.origin,
         })
@@ -186,6 +200,10 @@ struct Session {
     store: Store,
     agent: AgentClient,
     streams: Connected,
+    /// Held to the end: without it the agent kills the process.
+    lease: UnixStream,
+    /// Where the container's notifications come from, and who hears them.
+    notifications: Option<(UnixStream, OsString)>,
     signals: SignalFd,
     origin: Moment,
 }
@@ -197,9 +215,18 @@ impl Session {
             store,
             mut agent,
             streams,
+            lease,
+            notifications,
             signals,
             origin,
         } = self;
+        let notifier = notifications.and_then(|(stream, address)| {
+            let carry = move || notify::carry(stream, &address);
+            let started = thread::Builder::new().name("notify".into()).spawn(carry);
+            started
+                .inspect_err(|error| tracing::error!(%error, "process proxy: notifications"))
+                .ok()
+        });
         let outputs = match carry(&streams, origin) {
             Ok(outputs) => outputs,
             Err(error) => {
@@ -232,10 +259,22 @@ impl Session {
         for output in outputs {
             output.finish();
         }
+        drop(lease);
+        if let Some(notifier) = notifier {
+            await_last_words(&notifier);
+        }
         if attach.exec_id.is_empty() {
             end_sandbox(&store, &attach);
         }
         code
+    }
+}
+
+/// What the process has said before its end is still handed on, unless the engine does not listen.
+fn await_last_words(notifier: &JoinHandle<()>) {
+    let deadline = Instant::now() + LAST_WORDS;
+    while !notifier.is_finished() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(5));
     }
 }
 

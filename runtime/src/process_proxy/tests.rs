@@ -124,6 +124,7 @@ fn messages_are_read_back_as_they_were_sent() {
         sandbox_id: "s".parse().unwrap(),
         container_id: "c".parse().unwrap(),
         exec_id: String::new(),
+        notify: Some("/run/s".into()),
     });
     for message in [setup, attach, ToProxy::Commit] {
         let text = serde_json::to_vec(&message).unwrap();

@@ -7,6 +7,7 @@
 
 mod devices;
 mod mounts;
+mod notify;
 pub mod program;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,8 @@ use oci_spec::runtime::{Hooks, Linux, LinuxNamespaceType, LinuxResources, Proces
 use crate::bundle::Bundle;
 use crate::container::ContainerId;
 use crate::sandbox::share::Share;
+pub use mounts::SharedMemory;
+pub use notify::NotifySocket;
 
 /// Where the guest has the shared directory.
 pub const GUEST_SHARE: &str = "/run/hull/shared";
@@ -94,19 +97,24 @@ pub struct GuestContainer {
     pub spec: Vec<u8>,
     /// What must be in the shared directory.
     pub shares: Vec<Share>,
+    /// The shared memory that must be mounted in the guest.
+    pub shared_memory: Vec<SharedMemory>,
+    /// The notification socket that must be in the guest.
+    pub notify: Option<NotifySocket>,
 }
 
 /// Translates a namespace's path on the host into one in the guest, for a namespace that is another container's of the
 /// same sandbox.
 pub type ResolveNamespace<'a> = dyn Fn(LinuxNamespaceType, &Path) -> Option<PathBuf> + 'a;
 
-/// Translates `bundle` for the container `id`.
+/// Translates `bundle` for the container `id`. `notifies`: its caller is a service that it is to report to.
 ///
 /// # Errors
 /// See [`RootfsError`].
 pub fn translate(
     id: &ContainerId,
     bundle: &Bundle,
+    notifies: bool,
     resolve_namespace: &ResolveNamespace<'_>,
 ) -> Result<GuestContainer, RootfsError> {
     let mut spec = bundle.spec.clone();
@@ -116,15 +124,37 @@ pub fn translate(
     root.set_path(Path::new(GUEST_SHARE).join(&shares[0].target))
         .set_readonly(readonly);
     spec.set_root(Some(root));
-    let mounts = mounts::translate(id, bundle, &mut shares)?;
+    let engine_mount = if notifies {
+        None
+    } else {
+        notify::of_engine(id, bundle)
+    };
+    let mut shared_memory = Vec::new();
+    let mounts = mounts::translate(
+        id,
+        bundle,
+        engine_mount.as_ref(),
+        &mut shares,
+        &mut shared_memory,
+    )?;
     spec.set_mounts(Some(mounts));
     spec.set_process(Some(guest_process(bundle.process.clone())));
     spec.set_hooks(guest_hooks(&bundle.hooks()));
     if let Some(linux) = spec.linux_mut() {
         guest_linux(id, linux, resolve_namespace)?;
     }
+    let notify = if notifies {
+        Some(NotifySocket::of_caller(id, &mut spec))
+    } else {
+        engine_mount.map(|mount| mount.socket)
+    };
     let spec = encode(&spec)?;
-    Ok(GuestContainer { spec, shares })
+    Ok(GuestContainer {
+        spec,
+        shares,
+        shared_memory,
+        notify,
+    })
 }
 
 /// A process object for the guest.

@@ -2,12 +2,15 @@
 //! the guest as it stands. A bind mount of the host's files goes by way of the shared directory, with all its options
 //! kept for the mount in the guest.
 
-use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::fs::Metadata;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
 
+use hull_agent_protocol::SHARED_MEMORY;
 use nix::sys::statfs::{self, statfs};
 use oci_spec::runtime::Mount;
 
+use super::notify::EngineMount;
 use super::{GUEST_SHARE, RootfsError, devices};
 use crate::bundle::Bundle;
 use crate::container::ContainerId;
@@ -27,18 +30,35 @@ const GUEST_TYPES: [&str; 10] = [
     "overlay",
 ];
 
-/// Gives the guest's mounts, and adds to `shares` what they need.
+/// Memory that an engine has its containers share, as the guest has it in its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedMemory {
+    /// The same for the same memory of the host.
+    pub name: String,
+    /// Bytes; 0 for the kernel's default.
+    pub size: u64,
+}
+
+/// Gives the guest's mounts, and adds to `shares` and `shared_memory` what they need. What is mounted by `notify` is
+/// the guest's.
 pub(super) fn translate(
     id: &ContainerId,
     bundle: &Bundle,
+    notify: Option<&EngineMount>,
     shares: &mut Vec<Share>,
+    memories: &mut Vec<SharedMemory>,
 ) -> Result<Vec<Mount>, RootfsError> {
     let mut mounts = Vec::new();
     for mount in bundle.spec.mounts().iter().flatten() {
-        mounts.push(if is_bind(mount) {
-            bind(id, &bundle.directory, mount, shares)?
-        } else {
-            kernel(mount)?
+        let of_notify = notify.filter(|notify| notify.destination == *mount.destination());
+        mounts.push(match of_notify {
+            Some(notify) => {
+                let mut mount = mount.clone();
+                mount.set_source(Some(notify.source.clone()));
+                mount
+            }
+            None if is_bind(mount) => bind(id, &bundle.directory, mount, shares, memories)?,
+            None => kernel(mount)?,
         });
     }
     Ok(mounts)
@@ -77,6 +97,7 @@ fn bind(
     bundle: &Path,
     mount: &Mount,
     shares: &mut Vec<Share>,
+    memories: &mut Vec<SharedMemory>,
 ) -> Result<Mount, RootfsError> {
     let destination = mount.destination();
     let Some(source) = mount.source() else {
@@ -95,7 +116,10 @@ fn bind(
     let metadata = std::fs::metadata(&source).map_err(fail)?;
     let mut mount = mount.clone();
     if destination == Path::new("/dev/shm") && is_tmpfs(&source) {
-        return shared_memory(&source, &mount).map_err(fail);
+        let memory = shared_memory(&source, &metadata).map_err(fail)?;
+        mount.set_source(Some(Path::new(SHARED_MEMORY).join(&memory.name)));
+        memories.push(memory);
+        return Ok(mount);
     }
     if devices::is_guests_own(&source, &metadata)? || is_kernels(&source).map_err(fail)? {
         mount.set_source(Some(source));
@@ -132,26 +156,15 @@ fn propagation(mount: &Mount) -> Propagation {
     }
 }
 
-/// Engines mount a tmpfs of their own for shared memory. Memory is not shared between the host and a VM, so the guest
-/// makes a tmpfs of the same size.
-fn shared_memory(source: &Path, mount: &Mount) -> std::io::Result<Mount> {
+/// Engines mount a tmpfs of their own for shared memory, the same for containers that share it. Memory is not shared
+/// between the host and a VM, so the guest has a tmpfs of the same size.
+fn shared_memory(source: &Path, metadata: &Metadata) -> std::io::Result<SharedMemory> {
     let status = statfs(source)?;
     let block = u64::try_from(status.block_size()).unwrap_or(4096);
-    let size = status.blocks().saturating_mul(block);
-    let mut options: Vec<String> = options(mount)
-        .filter(|option| !matches!(*option, "bind" | "rbind"))
-        .map(str::to_owned)
-        .collect();
-    options.push("mode=1777".into());
-    if size > 0 {
-        options.push(format!("size={size}"));
-    }
-    let mut shm = Mount::default();
-    shm.set_destination(mount.destination().clone())
-        .set_typ(Some("tmpfs".into()))
-        .set_source(Some(PathBuf::from("shm")))
-        .set_options(Some(options));
-    Ok(shm)
+    Ok(SharedMemory {
+        name: format!("{}-{}", metadata.dev(), metadata.ino()),
+        size: status.blocks().saturating_mul(block),
+    })
 }
 
 fn is_tmpfs(path: &Path) -> bool {

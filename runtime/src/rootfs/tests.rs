@@ -35,7 +35,7 @@ fn translate_json(
     change(&mut config);
     std::fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
     let bundle = Bundle::load(directory.path()).unwrap();
-    let guest = translate(&"c1".parse().unwrap(), &bundle, &|_, path| {
+    let guest = translate(&"c1".parse().unwrap(), &bundle, false, &|_, path| {
         (path == Path::new("/proc/7/ns/ipc")).then(|| PathBuf::from("/proc/42/ns/ipc"))
     })?;
     Ok((serde_json::from_slice(&guest.spec).unwrap(), guest.shares))
@@ -108,17 +108,14 @@ fn an_engines_shared_memory_becomes_the_guests() {
     )
     .unwrap();
     let shm = &spec["mounts"][0];
-    assert_eq!(shm["type"], "tmpfs");
-    let options: Vec<&str> = shm["options"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|option| option.as_str().unwrap())
-        .collect();
     assert!(
-        options.contains(&"nodev") && !options.contains(&"rbind"),
-        "{options:?}"
+        shm["source"]
+            .as_str()
+            .unwrap()
+            .starts_with("/run/hull/shm/"),
+        "{shm}"
     );
+    assert_eq!(shm["options"], json!(["rbind", "nodev"]));
     assert_eq!(shares.len(), 1);
 }
 
@@ -171,4 +168,53 @@ fn only_devices_that_every_linux_has_are_made() {
         let error = translate_json(json!([]), device(kind, major, minor)).unwrap_err();
         assert!(matches!(error, RootfsError::Device { .. }), "{error}");
     }
+}
+
+#[test]
+fn a_service_gets_the_socket_that_runc_gives_it() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::create_dir(directory.path().join("rootfs")).unwrap();
+    let config = json!({
+        "ociVersion": "1.0.2",
+        "root": {"path": "rootfs"},
+        "process": {"args": ["sh"], "cwd": "/", "user": {"uid": 0, "gid": 0}, "env": ["A=1"]},
+        "linux": {"namespaces": [
+            {"type": "pid"}, {"type": "ipc"}, {"type": "mount"}, {"type": "network"},
+        ]},
+    });
+    std::fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
+    let bundle = Bundle::load(directory.path()).unwrap();
+    let guest = translate(&"c1".parse().unwrap(), &bundle, true, &|_, _| None).unwrap();
+    let spec: Value = serde_json::from_slice(&guest.spec).unwrap();
+    let env = json!(["A=1", "NOTIFY_SOCKET=/run/notify/notify.sock"]);
+    assert_eq!(spec["process"]["env"], env);
+    assert_eq!(spec["mounts"][0]["destination"], "/run/notify");
+    assert_eq!(spec["mounts"][0]["source"], "/run/hull/notify/c1");
+    let socket = guest.notify.unwrap();
+    assert_eq!((socket.name.as_str(), socket.host), ("notify.sock", None));
+}
+
+#[test]
+fn an_engines_notification_socket_is_the_guests() {
+    let directory = tempfile::tempdir().unwrap();
+    let notify = directory.path().join("notify");
+    std::fs::create_dir(&notify).unwrap();
+    let _socket = std::os::unix::net::UnixDatagram::bind(notify.join("s")).unwrap();
+    let given = |destination: &str, source: PathBuf| {
+        let translated = translate_json(
+            json!([{"destination": destination, "type": "bind", "source": source, "options": ["rbind"]}]),
+            |config| config["process"]["env"] = json!(["NOTIFY_SOCKET=/run/n/s"]),
+        );
+        let (spec, shares) = translated.unwrap();
+        (spec["mounts"][0]["source"].clone(), shares.len())
+    };
+    assert_eq!(given("/run/n", notify.clone()).0, "/run/hull/notify/c1");
+    assert_eq!(
+        given("/run/n/s", notify.join("s")).0,
+        "/run/hull/notify/c1/s"
+    );
+    // What else is in a directory is not taken away, and another mount is none of it.
+    assert_eq!(given("/run/m", notify.clone()).1, 2);
+    std::fs::write(notify.join("other"), "").unwrap();
+    assert_eq!(given("/run/n", notify.clone()).1, 2);
 }

@@ -329,6 +329,7 @@ pub(crate) mod tests_support {
             owner: "root".into(),
             annotations: std::collections::HashMap::new(),
             resolver_file: None,
+            notifies: false,
             lifecycle: Lifecycle::Creating,
             creator: None,
             proxy: None,

@@ -35,6 +35,9 @@ pub struct ContainerRecord {
     /// The file of the host that it has as `/etc/resolv.conf`.
     #[serde(default)]
     pub resolver_file: Option<PathBuf>,
+    /// Whether it is to report to the service manager of whoever starts it.
+    #[serde(default)]
+    pub notifies: bool,
     /// How far it has come by commands; whether it has ended since is for the processes to tell.
     pub lifecycle: Lifecycle,
     /// The `hull create` that makes it, while it does.
