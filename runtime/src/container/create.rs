@@ -18,7 +18,7 @@ use std::time::SystemTime;
 use nix::unistd::{Uid, User, gethostname};
 use oci_spec::runtime::LinuxNamespaceType;
 
-use super::placement::{Placement, is_pod_sandbox, resolve_namespace};
+use super::placement::{PinnedNamespace, Placement, is_pod_sandbox, resolve_namespace};
 use super::state::{State, Status};
 use super::{Console, ContainerError, ContainerId, write_pid_file};
 use crate::Runtime;
@@ -259,6 +259,7 @@ fn new_record(
         annotations: bundle.annotations(),
         resolver_file: resolver_file(bundle),
         notifies: options.notifies,
+        pinned_namespaces: PinnedNamespace::all(&bundle.spec),
         lifecycle: Lifecycle::Creating,
         creator: Some(ProcessIdentity::own().map_err(ContainerError::OwnProcess)?),
         proxy: None,

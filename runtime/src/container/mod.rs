@@ -29,6 +29,7 @@ pub use exec::{ExecOptions, ExecProcess, Executed, exec, exec_detached, parse_ca
 pub use id::{ContainerId, IdError};
 pub use kill::{kill, kill_exec, parse_signal};
 pub use list::list;
+pub use placement::PinnedNamespace;
 pub use pause::{pause, resume};
 pub use ps::{host_pids, ps};
 pub use run::{RunOptions, run};

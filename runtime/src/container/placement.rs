@@ -4,11 +4,14 @@ use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
+use nix::sys::statfs::{NSFS_MAGIC, statfs};
+use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, Spec};
+use serde::{Deserialize, Serialize};
 
 use super::{ContainerError, ContainerId};
 use crate::bundle::{BundleError, HOST_NETWORK};
 use crate::network::{Netns, NetnsId};
+use crate::rootfs::GuestNamespace;
 use crate::sandbox::Sandbox;
 use crate::store::{Store, StoreError};
 
@@ -199,24 +202,106 @@ fn give_back(store: &Store, id: &ContainerId) -> Result<(), crate::Error> {
     }
 }
 
-/// The namespace of a container of the same sandbox that `path` (`/proc/<pid of its proxy>/ns/<kind>`) stands for, as
-/// the guest sees it.
+/// A namespace of the host that an engine has made for a pod and keeps by a mount, as CRI-O does. No process is in it: it
+/// stands for one that the pod's containers have in common.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinnedNamespace {
+    kind: LinuxNamespaceType,
+    device: u64,
+    inode: u64,
+}
+
+impl PinnedNamespace {
+    /// The one at `path`; none if it is none, the host's own, or of a kind that is not kept so.
+    fn at(kind: LinuxNamespaceType, path: &Path) -> Option<Self> {
+        let own = Path::new("/proc/self/ns").join(pinned_name(kind)?);
+        let is_namespace = statfs(path).ok()?.filesystem_type() == NSFS_MAGIC;
+        let id = |path: &Path| {
+            let metadata = std::fs::metadata(path).ok()?;
+            Some((metadata.dev(), metadata.ino()))
+        };
+        let (device, inode) = id(path)?;
+        (is_namespace && id(&own)? != (device, inode)).then_some(Self {
+            kind,
+            device,
+            inode,
+        })
+    }
+
+    /// All that a configuration names.
+    pub(super) fn all(spec: &Spec) -> Vec<Self> {
+        let linux = spec.linux().as_ref();
+        let namespaces = linux.and_then(|linux| linux.namespaces().as_deref());
+        let pinned = |namespace: &LinuxNamespace| {
+            let path = namespace.path().as_deref()?;
+            Self::at(namespace.typ(), path).filter(|_| proxy_in(path).is_none())
+        };
+        namespaces
+            .unwrap_or_default()
+            .iter()
+            .filter_map(pinned)
+            .collect()
+    }
+}
+
+/// The kinds of namespace that engines keep for a pod, but for the network's, by their names below `/proc/<pid>/ns`.
+fn pinned_name(kind: LinuxNamespaceType) -> Option<&'static str> {
+    match kind {
+        LinuxNamespaceType::Ipc => Some("ipc"),
+        LinuxNamespaceType::Uts => Some("uts"),
+        _ => None,
+    }
+}
+
+/// What a namespace that a configuration names is in the guest: that of a container of the same sandbox, which it names
+/// by the container's proxy or which was given the same pinned namespace; or, for a pinned namespace that no container
+/// has yet, a new one.
 pub(super) fn resolve_namespace(
     store: &Store,
     sandbox: Option<&Sandbox>,
     kind: LinuxNamespaceType,
     path: &Path,
-) -> Option<PathBuf> {
-    let sandbox = sandbox?.id();
+) -> Option<GuestNamespace> {
+    if proxy_in(path).is_some() {
+        return of_proxy(store, sandbox?, kind, path).map(GuestNamespace::Of);
+    }
+    let pinned = PinnedNamespace::at(kind, path)?;
+    let name = pinned_name(kind)?;
+    let Some(sandbox) = sandbox else {
+        return Some(GuestNamespace::New);
+    };
+    let containers = store.containers().ok()?;
+    let owner = containers.iter().find(|record| {
+        record.sandbox_id == *sandbox.id()
+            && record.pinned_namespaces.contains(&pinned)
+            && record.proxy.is_some_and(|proxy| proxy.is_alive())
+    });
+    Some(match owner.and_then(|owner| owner.guest_pid) {
+        Some(pid) => GuestNamespace::Of(format!("/proc/{pid}/ns/{name}").into()),
+        None => GuestNamespace::New,
+    })
+}
+
+/// The pid and the name in `/proc/<pid>/ns/<name>`.
+fn proxy_in(path: &Path) -> Option<(i32, &str)> {
     let (pid, name) = path.to_str()?.strip_prefix("/proc/")?.split_once("/ns/")?;
-    let pid: i32 = pid.parse().ok()?;
+    Some((pid.parse().ok()?, name))
+}
+
+/// The namespace of the container whose proxy `path` names.
+fn of_proxy(
+    store: &Store,
+    sandbox: &Sandbox,
+    kind: LinuxNamespaceType,
+    path: &Path,
+) -> Option<PathBuf> {
+    let sandbox = sandbox.id();
+    let (pid, name) = proxy_in(path)?;
     let known = matches!(
         (kind, name),
         (LinuxNamespaceType::Pid, "pid")
             | (LinuxNamespaceType::Ipc, "ipc")
             | (LinuxNamespaceType::Uts, "uts")
-            | (LinuxNamespaceType::Cgroup, "cgroup")
-            | (LinuxNamespaceType::Mount, "mnt")
     );
     if !known {
         return None;
@@ -237,6 +322,16 @@ pub(super) fn resolve_namespace(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pinned_namespace_is_told_from_the_hosts_own_and_from_files() {
+        let at = |kind, path: &str| PinnedNamespace::at(kind, Path::new(path));
+        assert_eq!(at(LinuxNamespaceType::Ipc, "/proc/self/ns/ipc"), None);
+        assert_eq!(at(LinuxNamespaceType::Ipc, "/etc/hostname"), None);
+        assert_eq!(at(LinuxNamespaceType::Pid, "/proc/self/ns/net"), None);
+        // Whatever is no IPC namespace of the host stands for one of the pod's.
+        assert!(at(LinuxNamespaceType::Ipc, "/proc/self/ns/net").is_some());
+    }
 
     #[test]
     fn annotations_of_engines_name_the_pod() {

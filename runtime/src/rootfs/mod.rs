@@ -60,7 +60,11 @@ pub enum RootfsError {
         minor: u64,
     },
     /// A namespace of the host.
-    #[error("a container in a VM cannot join the {kind} namespace {} of the host", path.display())]
+    #[error(
+        "a container in a VM cannot join the {kind} namespace {}: it is the host's, or of a container in another VM (one \
+         that shares its network is in the same VM)",
+        path.display()
+    )]
     Namespace {
         /// Its kind.
         kind: LinuxNamespaceType,
@@ -103,9 +107,17 @@ pub struct GuestContainer {
     pub notify: Option<NotifySocket>,
 }
 
-/// Translates a namespace's path on the host into one in the guest, for a namespace that is another container's of the
-/// same sandbox.
-pub type ResolveNamespace<'a> = dyn Fn(LinuxNamespaceType, &Path) -> Option<PathBuf> + 'a;
+/// What a namespace of the host that a configuration names is in the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GuestNamespace {
+    /// A new one.
+    New,
+    /// That of another container of the sandbox, by its path in the guest.
+    Of(PathBuf),
+}
+
+/// Says what a namespace of the host is in the guest; none if it is nothing there.
+pub type ResolveNamespace<'a> = dyn Fn(LinuxNamespaceType, &Path) -> Option<GuestNamespace> + 'a;
 
 /// Translates `bundle` for the container `id`. `notifies`: its caller is a service that it is to report to.
 ///
@@ -200,11 +212,11 @@ fn guest_linux(
             continue;
         };
         let kind = namespace.typ();
-        let resolved = resolve_namespace(kind, &path);
-        if resolved.is_none() {
-            return Err(RootfsError::Namespace { kind, path });
-        }
-        namespace.set_path(resolved);
+        match resolve_namespace(kind, &path) {
+            Some(GuestNamespace::New) => namespace.set_path(None),
+            Some(GuestNamespace::Of(path)) => namespace.set_path(Some(path)),
+            None => return Err(RootfsError::Namespace { kind, path }),
+        };
     }
     linux
         .set_namespaces(Some(namespaces))

@@ -330,6 +330,7 @@ pub(crate) mod tests_support {
             annotations: std::collections::HashMap::new(),
             resolver_file: None,
             notifies: false,
+            pinned_namespaces: vec![],
             lifecycle: Lifecycle::Creating,
             creator: None,
             proxy: None,

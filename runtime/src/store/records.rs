@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Cgroup;
 use crate::config::{NicSettings, VmSize};
-use crate::container::ContainerId;
+use crate::container::{ContainerId, PinnedNamespace};
 use crate::network::{NetworkState, Options};
 use crate::process_identity::ProcessIdentity;
 use crate::timing::Phase;
@@ -38,6 +38,9 @@ pub struct ContainerRecord {
     /// Whether it is to report to the service manager of whoever starts it.
     #[serde(default)]
     pub notifies: bool,
+    /// The namespaces that an engine keeps for its pod and has given it.
+    #[serde(default)]
+    pub pinned_namespaces: Vec<PinnedNamespace>,
     /// How far it has come by commands; whether it has ended since is for the processes to tell.
     pub lifecycle: Lifecycle,
     /// The `hull create` that makes it, while it does.
