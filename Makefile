@@ -8,7 +8,7 @@ XTASK = $(CARGO) xtask
 
 all: build
 
-# hull, hull-vmm and the guest's image, in build/ as an install prefix.
+# hull, containerd's shim, hull-vmm and the guest's image, in build/ as an install prefix.
 build:
 	$(XTASK) deps
 	$(XTASK) build
@@ -33,12 +33,13 @@ image:
 # Installs what `make build` made; builds nothing, so that it can run as root.
 install:
 	install -D -m 0755 build/bin/hull $(DESTDIR)$(PREFIX)/bin/hull
+	install -D -m 0755 build/bin/containerd-shim-hull-v2 $(DESTDIR)$(PREFIX)/bin/containerd-shim-hull-v2
 	install -D -m 0755 build/libexec/hull/hull-vmm $(DESTDIR)$(PREFIX)/libexec/hull/hull-vmm
 	install -D -m 0644 build/share/hull/vmlinux $(DESTDIR)$(PREFIX)/share/hull/vmlinux
 	install -D -m 0644 build/share/hull/initramfs.cpio $(DESTDIR)$(PREFIX)/share/hull/initramfs.cpio
 
 uninstall:
-	rm -f $(DESTDIR)$(PREFIX)/bin/hull
+	rm -f $(DESTDIR)$(PREFIX)/bin/hull $(DESTDIR)$(PREFIX)/bin/containerd-shim-hull-v2
 	rm -rf $(DESTDIR)$(PREFIX)/libexec/hull $(DESTDIR)$(PREFIX)/share/hull
 
 # The kernel and the test bed stay in the cache, ~/.cache/hull.

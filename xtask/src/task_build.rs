@@ -9,8 +9,11 @@ use crate::{cache, task_image};
 pub(crate) struct Arguments {}
 
 /// The executables of the host's side, and where they go below the prefix.
-const EXECUTABLES: [(&str, &str); 2] =
-    [("hull", "bin/hull"), ("hull-vmm", "libexec/hull/hull-vmm")];
+const EXECUTABLES: [(&str, &str); 3] = [
+    ("hull", "bin/hull"),
+    ("containerd-shim-hull-v2", "bin/containerd-shim-hull-v2"),
+    ("hull-vmm", "libexec/hull/hull-vmm"),
+];
 
 pub(crate) fn run(_arguments: &Arguments) -> Result<()> {
     let executables = Executables::of(cargo().args([
@@ -18,6 +21,8 @@ pub(crate) fn run(_arguments: &Arguments) -> Result<()> {
         "--release",
         "--package",
         "hull-runtime",
+        "--package",
+        "hull-shim",
         "--package",
         "hull-vmm",
     ]))?;

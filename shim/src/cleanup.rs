@@ -1,0 +1,33 @@
+//! `delete`: what containerd runs when it has lost the process that served a container, or could not start it.
+
+use std::path::Path;
+use std::time::SystemTime;
+
+use anyhow::Context;
+use containerd_shim_protos::api::DeleteResponse;
+use hull_runtime::container;
+use protobuf::Message;
+
+use crate::arguments::Arguments;
+use crate::process::{KILLED, timestamp};
+use crate::{bootstrap, rootfs, state};
+
+/// Ends the container and leaves nothing of it. Gives what is to be printed.
+pub(crate) fn delete(arguments: &Arguments) -> anyhow::Result<Vec<u8>> {
+    let bundle = arguments.bundle.as_deref().unwrap_or(Path::new("."));
+    // What the container was configured by does not matter any more.
+    let runtime = state::runtime(&arguments.namespace, None, false, None)?;
+    let id = arguments.id.parse().map_err(hull_runtime::Error::from)?;
+    let proxy = runtime.store.container(&id).ok().and_then(|it| it.proxy);
+    container::delete(&runtime, &id, true)?;
+    let mounted = bundle.join(rootfs::DIRECTORY);
+    rootfs::unmount(&mounted).with_context(|| mounted.display().to_string())?;
+    bootstrap::remove_dead_socket(bundle);
+    let mut response = DeleteResponse::new();
+    response.pid = proxy
+        .and_then(|proxy| u32::try_from(proxy.pid).ok())
+        .unwrap_or(0);
+    response.exit_status = KILLED;
+    response.exited_at = Some(timestamp(SystemTime::now())).into();
+    Ok(response.write_to_bytes()?)
+}
