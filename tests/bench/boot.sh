@@ -22,7 +22,7 @@ now() { date +%s%N; }
 hull_vmm() {
     rm -rf "$work/run" && mkdir "$work/run"
     cat >"$work/vm.json" <<JSON
-{ "vcpus": 1, "max_vcpus": 1, "memory_mib": 512, "kernel": "$kernel", "initramfs": "$work/initramfs",
+{ "vcpus": 1, "max_vcpus": 1, "memory_mib": 512, "max_memory_mib": 512, "kernel": "$kernel", "initramfs": "$work/initramfs",
   "vsock": { "cid": 3, "socket": "$work/run/vsock" }, "console_log": "$work/run/console",
   "control_socket": "$work/run/control", "outcome": "$work/run/outcome", "jail": false }
 JSON

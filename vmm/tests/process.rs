@@ -62,6 +62,7 @@ impl Sandbox {
             vcpus: 1,
             max_vcpus: 2,
             memory_mib: 64,
+            max_memory_mib: 1024,
             kernel: path("kernel"),
             initramfs: path("initramfs"),
             cmdline: String::new(),
@@ -271,6 +272,36 @@ fn calls_and_signals_stop_a_machine() {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGTERM).unwrap();
     assert_eq!(process.exit_code(), 0);
     assert_eq!(sandbox.outcome().cause, Cause::Stopped);
+}
+
+#[test]
+fn memory_can_be_asked_for_up_to_the_bound_and_the_guest_takes_what_it_takes() {
+    let sandbox = Sandbox::new(LOOP);
+    let mut process = sandbox.spawn();
+    assert_eq!(process.ready(), Ready::Running);
+    let client = sandbox.client();
+    let resize = |memory_mib: u32| client.call(&Request::ResizeMemory { memory_mib }, &[]);
+    let devices_and_memory = || match client.call(&Request::Status, &[]) {
+        Ok(Response::Status(status)) => (status.devices, status.memory_mib),
+        other => panic!("{other:?}"),
+    };
+    for memory_mib in [0, 63, 1025, u32::MAX] {
+        match resize(memory_mib) {
+            Err(CallError::Failed(failure)) => assert_eq!(failure.kind, FailureKind::Invalid),
+            other => panic!("{memory_mib}: {other:?}"),
+        }
+    }
+    assert_eq!(resize(64).unwrap(), Response::Done);
+    let (devices, _) = devices_and_memory();
+    assert_eq!(devices.len(), 3, "it has what it started with");
+    for memory_mib in [1024, 65, 64] {
+        assert_eq!(resize(memory_mib).unwrap(), Response::Done);
+        let (devices, has) = devices_and_memory();
+        assert_eq!(devices, ["vsock", "console", "rng", "memory"]);
+        assert_eq!(has, 64, "this guest has no driver");
+    }
+    assert_eq!(client.call(&Request::Stop, &[]).unwrap(), Response::Done);
+    assert_eq!(process.exit_code(), 0);
 }
 
 #[test]

@@ -222,6 +222,7 @@ impl Sandbox {
             vcpus: 1,
             max_vcpus: size.vcpus,
             memory_mib: size.memory_mib,
+            max_memory_mib: size.memory_mib,
             kernel: config.kernel.clone(),
             initramfs: config.initramfs.clone(),
             cmdline: config.kernel_parameters.clone(),

@@ -8,6 +8,7 @@ fn config(directory: &Path) -> VmConfig {
         vcpus: 1,
         max_vcpus: 1,
         memory_mib: 128,
+        max_memory_mib: 128,
         kernel: "/k".into(),
         initramfs: "/i".into(),
         cmdline: String::new(),

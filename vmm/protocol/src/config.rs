@@ -16,6 +16,8 @@ pub struct VmConfig {
     pub max_vcpus: u8,
     /// Guest memory in MiB, at least 64.
     pub memory_mib: u32,
+    /// Up to how much it can grow by [`crate::control::Request::ResizeMemory`], `memory_mib` or more.
+    pub max_memory_mib: u32,
     /// A PVH ELF (`vmlinux`) or a bzImage.
     pub kernel: PathBuf,
     /// The initial RAM file system, in any form the kernel takes.

@@ -24,6 +24,12 @@ pub enum Request {
         /// The device's id.
         id: String,
     },
+    /// Asks the guest to have so much memory: at least what it started with, at most what it can grow to. The first
+    /// such call adds the memory device, for which the guest must look; [`VmStatus::memory_mib`] tells how far it is.
+    ResizeMemory {
+        /// In MiB.
+        memory_mib: u32,
+    },
     /// Asks what has passed through the NICs.
     NetCounters,
     /// Asks how the machine is.
@@ -101,6 +107,8 @@ pub struct VmStatus {
     pub exits: u64,
     /// The ids of the attached devices, in order of their PCI address.
     pub devices: Vec<String>,
+    /// The guest's memory in MiB: what it started with, and what it has taken since.
+    pub memory_mib: u32,
 }
 
 /// What has passed through one NIC.

@@ -106,6 +106,13 @@ fn check(config: &VmConfig) -> Result<(), ConfigError> {
         "64 or more",
         memory >= MIN_MEMORY_MIB,
     )?;
+    let max = config.max_memory_mib;
+    range(
+        "max_memory_mib",
+        max.into(),
+        "memory_mib or more",
+        max >= memory,
+    )?;
     let cid = config.vsock.cid;
     range(
         "vsock.cid",
@@ -139,7 +146,7 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    const GOOD: &str = r#"{"vcpus":1,"max_vcpus":2,"memory_mib":64,"kernel":"/k","initramfs":"/i",
+    const GOOD: &str = r#"{"vcpus":1,"max_vcpus":2,"memory_mib":64,"max_memory_mib":64,"kernel":"/k","initramfs":"/i",
         "vsock":{"cid":3,"socket":"/s"},"console_log":"/c","control_socket":"/d","outcome":"/o","jail":false}"#;
 
     fn load_text(text: &str) -> Result<VmConfig, ConfigError> {
@@ -165,6 +172,11 @@ mod tests {
                 r#""memory_mib":64"#,
                 r#""memory_mib":63"#,
                 "memory_mib is 63",
+            ),
+            (
+                r#""max_memory_mib":64"#,
+                r#""max_memory_mib":63"#,
+                "max_memory_mib is 63",
             ),
             (r#""cid":3"#, r#""cid":2"#, "vsock.cid is 2"),
             (r#""/k""#, r#""k""#, "kernel is k"),

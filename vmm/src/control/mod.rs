@@ -105,6 +105,9 @@ fn answer(machine: &mut Machine, call: Call) -> Response {
         Request::AttachNet(config) => machine.devices.attach_net(&config, fds).map(attached),
         Request::AttachFs(config) => machine.devices.attach_fs(&config).map(attached),
         Request::Detach { id } => machine.devices.detach(&id).map(|()| Response::Done),
+        Request::ResizeMemory { memory_mib } => {
+            machine.resize_memory(memory_mib).map(|()| Response::Done)
+        }
         Request::NetCounters => Ok(Response::NetCounters {
             nics: machine.devices.net_counters(),
         }),

@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::console_log::ConsoleLog;
 use super::devices::Devices;
 use super::end::{End, EndReport};
+use super::growth::Growth;
 use super::vcpus::{VcpuThreads, WaitingVcpus};
 use super::{Machine, MachineError};
 use crate::arch::x86_64::registers::Entry;
@@ -55,7 +56,7 @@ pub struct Opened {
 /// # Errors
 /// See [`MachineError`].
 pub fn build(config: &VmConfig, mut opened: Opened) -> Result<Machine, MachineError> {
-    let layout = Layout::new(config.memory_mib);
+    let layout = Layout::new(config.memory_mib).growing_to(config.max_memory_mib);
     let memory = memory::map(&layout)?;
     let mut vm = opened.system.create_vm()?;
     vm.set_memory(&memory)?;
@@ -102,6 +103,7 @@ pub fn build(config: &VmConfig, mut opened: Opened) -> Result<Machine, MachineEr
     devices.attach_permanent("console", Box::new(console))?;
     devices.attach_permanent("rng", Box::new(opened.rng))?;
     Ok(Machine {
+        growth: Growth::new(config.memory_mib, layout.growth()),
         devices,
         console: opened.console,
         end,

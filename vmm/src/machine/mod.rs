@@ -21,11 +21,13 @@ pub mod build;
 pub mod console_log;
 pub mod devices;
 pub mod end;
+pub mod growth;
 pub mod vcpus;
 
 use console_log::ConsoleLog;
 use devices::{DeviceError, Devices};
 use end::EndReport;
+use growth::Growth;
 use vcpus::{VcpuThreads, WaitingVcpus};
 
 /// Why a machine cannot be made.
@@ -68,6 +70,7 @@ pub struct Machine {
     pub console: ConsoleLog,
     /// Where its end is told.
     pub end: EndReport,
+    growth: Growth,
     pci: Arc<PciRoot>,
     environment: Environment,
     waiting: WaitingVcpus,
@@ -105,6 +108,15 @@ impl Machine {
             pid: std::process::id(),
             exits: self.environment.exits.load(Ordering::Relaxed),
             devices: self.devices.ids(),
+            memory_mib: self.growth.memory_mib(),
         }
+    }
+
+    /// Asks the guest to have `memory_mib` MiB of memory.
+    ///
+    /// # Errors
+    /// It has more from the start or cannot have so much, or the bus is full.
+    pub fn resize_memory(&mut self, memory_mib: u32) -> Result<(), DeviceError> {
+        self.growth.resize(&mut self.devices, memory_mib)
     }
 }

@@ -8,6 +8,7 @@
 //!                       the guest puts BARs nowhere else)
 //! PCI_WINDOW.end        IOAPIC, local APICs, pages that KVM needs on Intel
 //! HIGH_MEMORY_START     memory beyond the first 3 GiB
+//!                       memory that the machine can grow by, at a multiple of GROWTH_ALIGNMENT
 //! ```
 //! All BARs are 32-bit, so nothing above 4 GiB is ever taken for one.
 
@@ -19,6 +20,13 @@ pub const LOW_MEMORY_LIMIT: u64 = 0xc000_0000;
 pub const PCI_WINDOW: Range<u64> = LOW_MEMORY_LIMIT..0xfec0_0000;
 /// Where memory goes on above the hole.
 pub const HIGH_MEMORY_START: u64 = 1 << 32;
+
+/// Linux takes memory that comes later in whole blocks of up to so many bytes (arch/x86/mm/init_64.c); a region that
+/// starts between two loses what lies before the next.
+pub const GROWTH_ALIGNMENT: u64 = 2 << 30;
+
+/// The unit in which a machine grows: a huge page.
+pub const GROWTH_BLOCK: u64 = 2 << 20;
 
 /// The local APICs, inside KVM.
 pub const LOCAL_APIC: u32 = 0xfee0_0000;
@@ -76,6 +84,7 @@ pub struct MapEntry {
 pub struct Layout {
     low: u64,
     high: u64,
+    growth: u64,
 }
 
 impl Layout {
@@ -87,7 +96,25 @@ impl Layout {
         Self {
             low,
             high: total - low,
+            growth: 0,
         }
+    }
+
+    /// The same for a machine that can grow to `max_memory_mib` MiB.
+    #[must_use]
+    pub fn growing_to(self, max_memory_mib: u32) -> Self {
+        let max = u64::from(max_memory_mib) << 20;
+        Self {
+            growth: max.saturating_sub(self.low + self.high) & !(GROWTH_BLOCK - 1),
+            ..self
+        }
+    }
+
+    /// Where memory goes that the machine grows by, in whole blocks; none if it cannot grow.
+    #[must_use]
+    pub fn growth(&self) -> Option<Range<u64>> {
+        let start = (HIGH_MEMORY_START + self.high).next_multiple_of(GROWTH_ALIGNMENT);
+        (self.growth > 0).then(|| start..start + self.growth)
     }
 
     /// Where memory below 4 GiB ends.
@@ -98,11 +125,12 @@ impl Layout {
 
     /// The ranges that are backed by memory: first address and bytes.
     #[must_use]
-    pub fn ram(&self) -> Vec<(u64, u64)> {
+    pub fn backed(&self) -> Vec<(u64, u64)> {
         let mut ranges = vec![(0, self.low)];
         if self.high > 0 {
             ranges.push((HIGH_MEMORY_START, self.high));
         }
+        ranges.extend(self.growth().map(|range| (range.start, self.growth)));
         ranges
     }
 
@@ -152,7 +180,31 @@ mod tests {
                 ],
             ),
         ] {
-            assert_eq!(Layout::new(mib).ram(), expected, "{mib} MiB");
+            assert_eq!(Layout::new(mib).backed(), expected, "{mib} MiB");
+        }
+    }
+
+    #[test]
+    fn a_machine_grows_above_all_that_it_starts_with() {
+        for (mib, max, expected) in [
+            (512, 0, None),
+            (512, 512, None),
+            (512, 513, None),
+            (512, 515, Some((4 << 30, 2 * MIB))),
+            (512, 2048, Some((4 << 30, 1536 * MIB))),
+            (6144, 8192, Some((8 << 30, 2048 * MIB))),
+            (5120, 8192, Some((6 << 30, 3072 * MIB))),
+        ] {
+            let layout = Layout::new(mib).growing_to(max);
+            let growth = layout
+                .growth()
+                .map(|range| (range.start, range.end - range.start));
+            assert_eq!(growth, expected, "{mib} to {max} MiB");
+            assert_eq!(
+                layout.backed().last().copied().filter(|_| growth.is_some()),
+                expected
+            );
+            assert_eq!(layout.memory_map(), Layout::new(mib).memory_map());
         }
     }
 

@@ -3,7 +3,7 @@
 use std::io;
 
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{GuestAddress, GuestMemory as _, GuestMemoryMmap, GuestRegionMmap};
 
 pub mod layout;
 
@@ -45,7 +45,7 @@ pub enum MemoryError {
 /// See [`MemoryError`].
 pub fn map(layout: &Layout) -> Result<GuestMemory, MemoryError> {
     let mut regions = Vec::new();
-    for (start, size) in layout.ram() {
+    for (start, size) in layout.backed() {
         let bytes = usize::try_from(size).map_err(|_| MemoryError::Range { start })?;
         let region = map_aligned(bytes).map_err(|source| MemoryError::Map { size, source })?;
         regions.push(
@@ -54,6 +54,26 @@ pub fn map(layout: &Layout) -> Result<GuestMemory, MemoryError> {
         );
     }
     GuestMemoryMmap::from_regions(regions).map_err(|_| MemoryError::Range { start: 0 })
+}
+
+/// Gives what lies in `bytes` bytes from `start` on back to the host; they read as zeros from then on.
+///
+/// # Errors
+/// The range is not in one region of memory, or the host refused.
+#[allow(unsafe_code)]
+pub fn discard(memory: &GuestMemory, start: u64, bytes: u64) -> io::Result<()> {
+    let length = usize::try_from(bytes).map_err(io::Error::other)?;
+    let slice = memory
+        .get_slice(GuestAddress(start), length)
+        .map_err(io::Error::other)?;
+    let host = slice.ptr_guard_mut();
+    // SAFETY: the slice is a checked part of guest memory, a private anonymous mapping that lives as long as this
+    // process. The guest writes it at any time, so nobody in this process relies on what it holds.
+    let result = unsafe { libc::madvise(host.as_ptr().cast(), length, libc::MADV_DONTNEED) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// Maps `size` bytes at a multiple of [`HUGE_PAGE`].
@@ -91,7 +111,7 @@ fn map_aligned(size: usize) -> io::Result<vm_memory::MmapRegion> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::{Bytes, GuestMemory as _, GuestMemoryRegion};
+    use vm_memory::{Bytes, GuestMemoryRegion};
 
     #[test]
     fn every_region_is_zero_writable_and_aligned_to_huge_pages() {

@@ -130,6 +130,7 @@ fn boot(prefix: &Path, directory: &Path) -> Result<Trial> {
         vcpus: 1,
         max_vcpus: 1,
         memory_mib: 256,
+        max_memory_mib: 256,
         kernel: prefix.join(KERNEL),
         initramfs: prefix.join(INITRAMFS),
         cmdline: String::new(),

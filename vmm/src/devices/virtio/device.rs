@@ -21,6 +21,8 @@ pub enum DeviceType {
     Entropy = 4,
     /// §5.10.
     Vsock = 19,
+    /// §5.15.
+    Memory = 24,
     /// §5.11.
     FileSystem = 26,
 }

@@ -6,6 +6,7 @@ pub mod console;
 pub mod device;
 pub mod fs;
 pub mod kick_wait;
+pub mod mem;
 pub mod net;
 pub mod pci;
 pub mod queue_service;

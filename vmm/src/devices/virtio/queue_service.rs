@@ -10,9 +10,10 @@ use std::sync::Arc;
 use vm_memory::GuestAddressSpace as _;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::device::Interrupt;
+use super::device::{ActivateError, Interrupt};
 use super::kick_wait::{KickWait, Wake};
 use super::ring::{Chain, Ring, RingError};
+use super::worker_thread::WorkerThread;
 use crate::memory::{GuestMemory, SharedMemory};
 
 /// Chains answered before the worker looks whether it is to stop.
@@ -112,6 +113,34 @@ impl<D: Answer> QueueService<D> {
         self.serve(&memory.memory())
             .map(|_| ())
             .map_err(ServiceError::Queue)
+    }
+}
+
+impl<D> QueueService<D>
+where
+    D: Answer<Error: std::error::Error> + Send + 'static,
+{
+    /// Serves in a thread called `name` until that is dropped. When the queue cannot be used any more it says so in the
+    /// log, and waits for the driver to reset the device.
+    ///
+    /// # Errors
+    /// The host has no descriptor or no thread left.
+    pub fn spawn(
+        mut self,
+        name: &'static str,
+        memory: SharedMemory,
+        kick: EventFd,
+    ) -> Result<WorkerThread<()>, ActivateError> {
+        let thread = WorkerThread::spawn(name, move |stop| {
+            if let Err(error) = self.run(&memory, &kick, &stop) {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(device = name, error, "stops until the driver resets it");
+            }
+        });
+        thread.map_err(|source| ActivateError::Host {
+            operation: "start a device's thread",
+            source,
+        })
     }
 }
 

@@ -96,23 +96,13 @@ impl VirtioDevice for Console {
             .filter(|active| active.queue.ready())
             .ok_or(ActivateError::QueueNotReady(TRANSMIT))?;
         let event_idx = activation.features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
-        let mut service = QueueService::new(
+        let service = QueueService::new(
             Ring::new(transmit.queue, event_idx),
             TRANSMIT,
             activation.interrupt,
             Transmit::new(self.output.clone()),
         );
-        let memory = activation.memory;
-        let thread = WorkerThread::spawn("console", move |stop| {
-            if let Err(error) = service.run(&memory, &transmit.kick, &stop) {
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(error, "the console stops until the driver resets it");
-            }
-        });
-        self.worker = Some(thread.map_err(|source| ActivateError::Host {
-            operation: "start the console's thread",
-            source,
-        })?);
+        self.worker = Some(service.spawn("console", activation.memory, transmit.kick)?);
         Ok(())
     }
 

@@ -402,7 +402,7 @@ fn class(kind: DeviceType) -> u32 {
         DeviceType::Net => 0x02_0000,
         DeviceType::Block | DeviceType::FileSystem => 0x01_8000,
         DeviceType::Console | DeviceType::Vsock => 0x07_8000,
-        DeviceType::Entropy => 0xff_0000,
+        DeviceType::Entropy | DeviceType::Memory => 0xff_0000,
     }
 }
 

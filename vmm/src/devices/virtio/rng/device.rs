@@ -70,23 +70,13 @@ impl VirtioDevice for Rng {
                 operation: "duplicate the entropy source",
                 source,
             })?;
-        let mut service = QueueService::new(
+        let service = QueueService::new(
             Ring::new(requests.queue, event_idx),
             0,
             activation.interrupt,
             Fill::new(source),
         );
-        let memory = activation.memory;
-        let thread = WorkerThread::spawn("rng", move |stop| {
-            if let Err(error) = service.run(&memory, &requests.kick, &stop) {
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(error, "the entropy device stops until the driver resets it");
-            }
-        });
-        self.worker = Some(thread.map_err(|source| ActivateError::Host {
-            operation: "start the entropy device's thread",
-            source,
-        })?);
+        self.worker = Some(service.spawn("rng", activation.memory, requests.kick)?);
         Ok(())
     }
 
