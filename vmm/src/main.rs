@@ -93,14 +93,20 @@ fn main() -> ExitCode {
         }
     };
     match start(&arguments.config) {
-        Ok(running) => {
-            tell(ready, &Ready::Running);
-            run(running)
-        }
+        // A caller that has ended meanwhile may not have noted yet that there is this process.
+        Ok(running) => match tell(ready, &Ready::Running) {
+            Ok(()) => run(running),
+            Err(error) => {
+                tracing::error!(%error, "the caller has ended");
+                ExitCode::FAILURE
+            }
+        },
         Err(NotStarted { kind, error }) => {
             let message = format!("{error:#}");
             tracing::error!("{message}");
-            tell(ready, &Ready::Failed { kind, message });
+            if let Err(error) = tell(ready, &Ready::Failed { kind, message }) {
+                tracing::warn!(%error, "--ready-fd");
+            }
             ExitCode::FAILURE
         }
     }
@@ -311,14 +317,12 @@ fn not_made(error: MachineError) -> NotStarted {
 }
 
 /// Tells the caller once how the start went.
-fn tell(ready: Option<File>, message: &Ready) {
-    let Some(mut file) = ready else { return };
-    let written = serde_json::to_string(message)
-        .map_err(io::Error::from)
-        .and_then(|line| writeln!(file, "{line}"));
-    if let Err(error) = written {
-        tracing::warn!(%error, "--ready-fd");
-    }
+fn tell(ready: Option<File>, message: &Ready) -> io::Result<()> {
+    let Some(mut file) = ready else {
+        return Ok(());
+    };
+    let line = serde_json::to_string(message)?;
+    writeln!(file, "{line}")
 }
 
 /// Takes a descriptor that the caller left open for this process. Standard output may be one; nothing else is written there.

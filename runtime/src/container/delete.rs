@@ -18,15 +18,19 @@ const END_LIMIT: Duration = Duration::from_secs(30);
 const PARTING_LIMIT: Duration = Duration::from_secs(2);
 
 /// Deletes a container that has stopped, or that was created and not started. With `force` in any state, also when
-/// its record is damaged; and a container that is not there is no error.
+/// its record is damaged; and a container that is not there is no error. Of two that delete a container at once, the
+/// second waits for the first, and finds that it is gone.
 ///
 /// # Errors
 /// It runs; or something of it cannot be undone, and then it can be deleted again.
 pub fn delete(runtime: &Runtime, id: &ContainerId, force: bool) -> Result<(), Error> {
     let store = &runtime.store;
+    let Some(_turn) = store.lock_container(id)? else {
+        let gone = StoreError::NotFound { id: id.clone() };
+        return if force { Ok(()) } else { Err(gone.into()) };
+    };
     let record = match store.container(id) {
         Ok(record) => record,
-        Err(StoreError::NotFound { .. }) if force && !store.holds_container(id) => return Ok(()),
         Err(StoreError::NotFound { .. } | StoreError::Damaged { .. }) if force => {
             return delete_unknown(runtime, id);
         }

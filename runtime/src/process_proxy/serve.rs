@@ -15,7 +15,7 @@ use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use super::messages::{Attach, FromProxy, Setup, Streams, ToProxy};
 use super::signals::{Forwarder, block_all};
-use super::stdio::{Output, carry_input};
+use super::stdio::{Output, Untaken, carry_input};
 use super::{ProxyError, console};
 use crate::agent_client::{AgentClient, vsock};
 use crate::notify;
@@ -26,6 +26,8 @@ use crate::vmm_process::vsock_socket;
 
 /// What a process exits with whose VM went away: as if it had been killed, which it was.
 const KILLED: u8 = 137;
+/// The exit code of a process that a signal ended is this and the signal's number.
+const FIRST_SIGNAL: u8 = 128;
 /// How long an engine may take to hear the last notifications of a container.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// What the proxy exits with when it never stood for a process.
@@ -256,8 +258,13 @@ impl Session {
                 KILLED
             }
         };
+        let untaken = if code > FIRST_SIGNAL {
+            Untaken::Dropped
+        } else {
+            Untaken::Kept
+        };
         for output in outputs {
-            output.finish();
+            output.finish(untaken);
         }
         drop(lease);
         if let Some(notifier) = notifier {

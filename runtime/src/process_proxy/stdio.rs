@@ -7,10 +7,10 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -21,6 +21,13 @@ const CHUNK: usize = 64 * 1024;
 /// How long the guest may be silent after the process's end, before an output that something else holds open (a
 /// daemon that `exec` left behind) is given up.
 const SILENCE: Duration = Duration::from_secs(2);
+
+/// How long the reader of an output may take nothing of it, before what a process that was killed had written is given
+/// up: there would be no more of it than a pipe holds, had the process written to the host itself.
+const STALL: Duration = Duration::from_secs(1);
+
+/// How often progress is looked for once the process has ended.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Carries what comes from `source` on the host to `sink` in the guest, and then its end. Nothing waits for this thread:
 /// it may be blocked in reading for as long as the proxy lives.
@@ -45,10 +52,27 @@ pub(super) struct Output {
     progress: Arc<Progress>,
 }
 
+/// Bytes that were read of the source and written to the sink.
 #[derive(Debug, Default)]
 struct Progress {
-    bytes: AtomicU64,
-    writing: AtomicBool,
+    read: AtomicU64,
+    written: AtomicU64,
+}
+
+impl Progress {
+    fn now(&self) -> (u64, u64) {
+        let now = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        (now(&self.read), now(&self.written))
+    }
+}
+
+/// What becomes of an output that its reader on the host does not take, after the end of its process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Untaken {
+    /// It is waited for, however long.
+    Kept,
+    /// It goes with its process, which was killed.
+    Dropped,
 }
 
 impl Output {
@@ -71,10 +95,11 @@ impl Output {
                     if let Some(first_byte) = first_byte.take() {
                         first_byte();
                     }
-                    shared.bytes.fetch_add(count as u64, Ordering::Relaxed);
-                    shared.writing.store(true, Ordering::Relaxed);
+                    shared.read.fetch_add(count as u64, Ordering::Relaxed);
                 };
-                let written = |_| shared.writing.store(false, Ordering::Relaxed);
+                let written = |count: usize| {
+                    shared.written.fetch_add(count as u64, Ordering::Relaxed);
+                };
                 let copied = copy(&mut &source, &mut File::from(sink), read, written);
                 if copied.is_err() {
                     // Nobody reads any more: the process is to learn of it.
@@ -91,23 +116,33 @@ impl Output {
     }
 
     /// After the process's end: waits until all of the output has been written. Its end comes from the guest; without
-    /// one, the guest's silence is its end. A reader on the host may take as long as it likes.
-    pub(super) fn finish(self) {
-        let mut seen = self.progress.bytes.load(Ordering::Relaxed);
+    /// one, the guest's silence is its end. A reader on the host may take as long as it likes, unless what it does not
+    /// take is dropped.
+    pub(super) fn finish(self, untaken: Untaken) {
+        let mut seen = self.progress.now();
+        let mut since = Instant::now();
         loop {
-            match self.done.recv_timeout(SILENCE) {
+            match self.done.recv_timeout(LOOK) {
                 Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            let bytes = self.progress.bytes.load(Ordering::Relaxed);
-            if bytes == seen && !self.progress.writing.load(Ordering::Relaxed) {
+            let now = self.progress.now();
+            let (read, written) = now;
+            if now != seen {
+                (seen, since) = (now, Instant::now());
+            } else if read == written && since.elapsed() >= SILENCE {
                 break;
+            } else if read != written && untaken == Untaken::Dropped && since.elapsed() >= STALL {
+                tracing::debug!(bytes = read - written, "output that nobody takes");
+                return;
             }
-            seen = bytes;
         }
         // What has arrived already is still read.
         let _ = self.stream.shutdown(Shutdown::Read);
-        let _ = self.done.recv();
+        let _ = match untaken {
+            Untaken::Kept => self.done.recv().map_err(Into::into),
+            Untaken::Dropped => self.done.recv_timeout(STALL),
+        };
     }
 }
 
@@ -138,7 +173,10 @@ fn copy<R: Read + Pollable, W: Write + Pollable>(
         while !rest.is_empty() {
             match sink.write(rest) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => rest = &rest[written..],
+                Ok(written) => {
+                    rest = &rest[written..];
+                    on_written(written);
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     wait_for(sink, PollFlags::POLLOUT)?;
@@ -146,7 +184,6 @@ fn copy<R: Read + Pollable, W: Write + Pollable>(
                 Err(error) => return Err(error),
             }
         }
-        on_written(count);
     }
 }
 

@@ -1,5 +1,5 @@
 use super::messages::{FromProxy, ToProxy};
-use super::stdio::{Output, carry_input};
+use super::stdio::{Output, Untaken, carry_input};
 use super::*;
 use crate::logging::LogSettings;
 use crate::timing::Moment;
@@ -45,7 +45,7 @@ fn an_output_is_carried_byte_for_byte_with_its_end() {
     let mut received = Vec::new();
     reader.read_to_end(&mut received).unwrap();
     assert!(received == bytes());
-    output.finish();
+    output.finish(Untaken::Kept);
     assert_eq!(first.load(Ordering::SeqCst), 1);
     drop(guest.join().unwrap());
 }
@@ -70,7 +70,7 @@ fn a_non_blocking_sink_and_a_slow_reader_lose_nothing() {
     let output = Output::carry("stdout", ours, writer.into(), || {}).unwrap();
     let guest = thread::spawn(move || guest.write_all(&bytes()).unwrap());
     thread::sleep(Duration::from_millis(100));
-    let finished = thread::spawn(move || output.finish());
+    let finished = thread::spawn(move || output.finish(Untaken::Kept));
     // Longer than the silence after which an output is given up: its writer is blocked, not silent.
     thread::sleep(Duration::from_millis(2500));
     let mut received = Vec::new();
@@ -87,7 +87,7 @@ fn an_output_that_a_daemon_holds_open_is_given_up() {
     let output = Output::carry("stdout", ours, writer, || {}).unwrap();
     guest.write_all(b"last words").unwrap();
     let begun = Instant::now();
-    output.finish();
+    output.finish(Untaken::Kept);
     assert!(begun.elapsed() < Duration::from_secs(30));
     let mut received = String::new();
     reader.read_to_string(&mut received).unwrap();
@@ -101,7 +101,21 @@ fn a_reader_that_leaves_is_told_to_the_guest() {
     let output = Output::carry("stdout", ours, writer, || {}).unwrap();
     drop(reader);
     while guest.write_all(&[0; 4096]).is_ok() {}
-    output.finish();
+    output.finish(Untaken::Kept);
+}
+
+#[test]
+fn what_a_killed_process_wrote_does_not_wait_for_a_reader_that_takes_nothing() {
+    let (mut guest, ours) = UnixStream::pair().unwrap();
+    let (mut reader, writer) = pipe();
+    let output = Output::carry("stdout", ours, writer, || {}).unwrap();
+    let guest = thread::spawn(move || guest.write_all(&bytes()).unwrap());
+    output.finish(Untaken::Dropped);
+    // It takes something after all, and the rest still comes as long as there is somebody to carry it.
+    let mut received = Vec::new();
+    reader.read_to_end(&mut received).unwrap();
+    assert!(received == bytes());
+    guest.join().unwrap();
 }
 
 #[test]

@@ -342,10 +342,12 @@ impl Sandbox {
         let netns = self.open_netns();
         // What follows is no change of the network that the guest should hear of.
         self.end_monitor()?;
-        if let Some(vmm) = self.record.vmm {
+        let directory = self.directory();
+        let noted = self.record.vmm;
+        if let Some(vmm) = noted.or_else(|| vmm_process::listening(&directory)) {
             if vmm.is_alive() {
                 self.shut_guest_down(&vmm);
-                vmm_process::stop(&vmm, &self.directory())?;
+                vmm_process::stop(&vmm, &directory)?;
             }
             self.record.vmm = None;
         }

@@ -10,6 +10,9 @@ use serde::de::DeserializeOwned;
 
 use super::StoreError;
 
+/// How often the removal of a directory is tried in which somebody makes files meanwhile.
+const REMOVE_ATTEMPTS: u32 = 20;
+
 /// Writes `bytes` to `path` with mode `mode`, by way of a temporary file beside it and a rename. When that fails,
 /// what was at `path` still is, and the temporary file is gone.
 ///
@@ -62,10 +65,18 @@ pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, S
 
 /// Nothing happens if there is no such directory.
 pub(super) fn remove_directory(path: &Path) -> Result<(), StoreError> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(StoreError::io("remove", path)(error))
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        match std::fs::remove_dir_all(path) {
+            // A VMM whose maker was killed may still be making files in it.
+            Err(error)
+                if error.kind() == io::ErrorKind::DirectoryNotEmpty
+                    && attempts < REMOVE_ATTEMPTS => {}
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(StoreError::io("remove", path)(error));
+            }
+            _ => return Ok(()),
         }
-        _ => Ok(()),
     }
 }

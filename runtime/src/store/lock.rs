@@ -1,4 +1,5 @@
-//! The lock of a sandbox: `flock(2)` on a file, freed by the kernel when its holder ends, however it ends.
+//! The locks of sandboxes, and of containers that are being deleted: `flock(2)` on a file or a directory, freed by the
+//! kernel when its holder ends, however it ends.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -44,6 +45,24 @@ impl Lock {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 Err(error) => return Err(StoreError::io("open", path)(error)),
             }
+        }
+    }
+
+    /// Waits for the lock that a directory is; nothing if there is none, or it is gone once it is this process's turn.
+    pub(super) fn of_directory(path: &Path) -> Result<Option<Self>, StoreError> {
+        let directory = match File::open(path) {
+            Ok(directory) => directory,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(StoreError::io("open", path)(error)),
+        };
+        let opened = directory.metadata();
+        let opened = opened.map_err(StoreError::io("open", path))?.ino();
+        let lock = Self::of(directory, path)?;
+        match std::fs::metadata(path) {
+            // Another with the same name is another container's.
+            Ok(metadata) => Ok((metadata.ino() == opened).then_some(lock)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::io("open", path)(error)),
         }
     }
 

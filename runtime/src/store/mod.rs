@@ -9,7 +9,8 @@
 //! <root>/sandboxes/<id>/monitor.log               of its monitor
 //! ```
 //!
-//! A container's directory is made before anything else, which reserves its id, and removed after everything else.
+//! A container's directory is made before anything else, which reserves its id, and removed after everything else. It is
+//! itself the lock of whoever deletes the container.
 
 mod file;
 mod lock;
@@ -154,9 +155,12 @@ impl Store {
         Ok(records)
     }
 
-    /// Whether anything is left of a container with this id, readable or not.
-    pub fn holds_container(&self, id: &ContainerId) -> bool {
-        self.container_directory(id).exists()
+    /// Takes the turn to delete a container, once whoever has it is done; nothing if the container is gone then.
+    ///
+    /// # Errors
+    /// The state directory cannot be read.
+    pub fn lock_container(&self, id: &ContainerId) -> Result<Option<Lock>, StoreError> {
+        Lock::of_directory(&self.container_directory(id))
     }
 
     /// Removes a container's directory; nothing happens if there is none.

@@ -35,9 +35,29 @@ fn an_id_is_taken_until_its_reservation_is_dropped() {
     assert!(matches!(error, StoreError::Exists { .. }), "{error}");
     store.reserve(&id("c2")).unwrap().keep();
     drop(reservation);
-    assert!(!store.holds_container(&id("c1")));
-    assert!(store.holds_container(&id("c2")));
+    assert!(store.lock_container(&id("c1")).unwrap().is_none());
+    assert!(store.lock_container(&id("c2")).unwrap().is_some());
     store.reserve(&id("c1")).unwrap();
+}
+
+#[test]
+fn who_deletes_second_finds_the_container_gone_also_if_there_is_another() {
+    for another in [false, true] {
+        let (_directory, store) = store();
+        store.reserve(&id("c1")).unwrap().keep();
+        let first = store.lock_container(&id("c1")).unwrap().unwrap();
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| store.lock_container(&id("c1")).unwrap().is_some());
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            assert!(!second.is_finished());
+            store.remove_container(&id("c1")).unwrap();
+            if another {
+                store.reserve(&id("c1")).unwrap().keep();
+            }
+            drop(first);
+            assert!(!second.join().unwrap());
+        });
+    }
 }
 
 #[test]

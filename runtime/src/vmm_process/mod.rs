@@ -352,6 +352,12 @@ pub fn vsock_socket(directory: &Path) -> PathBuf {
     directory.join("vsock/agent.sock")
 }
 
+/// The VMM whose files are in `directory`, if it takes calls. Its maker may have been killed before it noted it.
+pub fn listening(directory: &Path) -> Option<ProcessIdentity> {
+    let client = ControlClient::connect(&control_socket(directory), CALL_LIMIT).ok()?;
+    ProcessIdentity::of(client.server_pid().ok()?).ok()
+}
+
 /// Ends a VMM, whatever it is doing; nothing happens if it has ended.
 ///
 /// # Errors

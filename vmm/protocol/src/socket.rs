@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
-    recvmsg, sendmsg, setsockopt, socket, sockopt,
+    getsockopt, recvmsg, sendmsg, setsockopt, socket, sockopt,
 };
 use nix::sys::stat::Mode;
 use nix::sys::time::TimeVal;
@@ -51,6 +51,15 @@ impl ControlClient {
         setsockopt(&socket, sockopt::ReceiveTimeout, &timeout)?;
         setsockopt(&socket, sockopt::SendTimeout, &timeout)?;
         Ok(Self { socket })
+    }
+
+    /// The pid of the VMM: of the process that made the listening socket.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn server_pid(&self) -> io::Result<u32> {
+        let credentials = getsockopt(&self.socket, sockopt::PeerCredentials)?;
+        u32::try_from(credentials.pid()).map_err(|_| io::ErrorKind::NotFound.into())
     }
 
     /// Makes one call and waits for its answer; [`Response::Failed`] comes back as an error.
@@ -214,6 +223,7 @@ mod tests {
             assert!(receive(&socket).unwrap().is_none());
         });
         let client = ControlClient::connect(&path, Duration::from_secs(60)).unwrap();
+        assert_eq!(client.server_pid().unwrap(), std::process::id());
         let stdin = io::stdin();
         let answer = client
             .call(&Request::Stop, &[stdin.as_fd(), stdin.as_fd()])
