@@ -1,6 +1,6 @@
 //! The `hull` command with a state directory of its own.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
@@ -130,6 +130,16 @@ impl Hull {
         serde_json::from_slice(&self.hull(&["state", id]).expect(0).stdout).expect("JSON")
     }
 
+    /// The pid of the VMM that the container `id` was given for its own.
+    ///
+    /// # Panics
+    /// It has none.
+    #[track_caller]
+    #[must_use]
+    pub fn vmm(&self, id: &str) -> i32 {
+        vmm_of(&self.root(), id)
+    }
+
     /// Waits until the container's status is `status`.
     ///
     /// # Panics
@@ -153,5 +163,46 @@ impl Drop for Hull {
                 drop(self.hull(&["delete", "--force", id]));
             }
         });
+    }
+}
+
+/// The pid of the VMM of the sandbox `id` below the state directory `root`.
+///
+/// # Panics
+/// There is none.
+#[track_caller]
+#[must_use]
+pub fn vmm_of(root: &Path, id: &str) -> i32 {
+    pids_of(root, id).vmm
+}
+
+/// The processes of a sandbox on the host.
+#[derive(Clone, Copy, Debug)]
+pub struct SandboxPids {
+    /// Its VMM.
+    pub vmm: i32,
+    /// Its monitor.
+    pub monitor: i32,
+}
+
+/// The processes of the sandbox `id` below the state directory `root`.
+///
+/// # Panics
+/// They are not all there.
+#[track_caller]
+#[must_use]
+pub fn pids_of(root: &Path, id: &str) -> SandboxPids {
+    let path = root.join("sandboxes").join(id).join("sandbox.json");
+    let record = std::fs::read(&path).expect("the sandbox's record");
+    let record: Value = serde_json::from_slice(&record).expect("JSON");
+    let pid = |process: &str| {
+        let pid = record[process]["pid"]
+            .as_i64()
+            .and_then(|pid| i32::try_from(pid).ok());
+        pid.unwrap_or_else(|| panic!("no {process} in {record}"))
+    };
+    SandboxPids {
+        vmm: pid("vmm"),
+        monitor: pid("monitor"),
     }
 }

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use crate::command::{eventually, run_ok};
 
-/// What could be left behind: processes of hull, links of this network namespace, mounts, Unix sockets, named network
-/// namespaces, cgroups.
+/// What could be left behind: processes of hull, links of this network namespace, mounts (and so named network
+/// namespaces), Unix sockets, cgroups.
 #[derive(Debug)]
 pub struct LeakCheck {
     before: BTreeSet<String>,
@@ -33,13 +33,25 @@ impl LeakCheck {
     /// Something is left.
     #[track_caller]
     pub fn nothing_left(&self, root: &Path) {
+        self.await_nothing(|| state(root));
+    }
+
+    /// Asserts that nothing is there that was not, while the containers that there were go on.
+    ///
+    /// # Panics
+    /// Something is.
+    #[track_caller]
+    pub fn nothing_more(&self) {
+        self.await_nothing(Vec::new);
+    }
+
+    #[track_caller]
+    fn await_nothing(&self, state: impl Fn() -> Vec<String>) {
         let mut left: Vec<String> = Vec::new();
         let clean = eventually(|| {
-            left = present()
-                .difference(&self.before)
-                .cloned()
-                .chain(state(root))
-                .collect();
+            let present = present();
+            let more = present.difference(&self.before).cloned();
+            left = more.chain(state()).collect();
             left.is_empty()
         });
         assert!(clean, "left behind: {left:#?}");
@@ -80,7 +92,19 @@ fn present() -> BTreeSet<String> {
             found.insert(format!("socket {path}"));
         }
     }
+    add_cgroups(Path::new("/sys/fs/cgroup"), &mut found);
     found
+}
+
+fn add_cgroups(directory: &Path, found: &mut BTreeSet<String>) {
+    // One that is just going has no entries any more.
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            let path = entry.path();
+            found.insert(format!("cgroup {}", path.display()));
+            add_cgroups(&path, found);
+        }
+    }
 }
 
 fn state(root: &Path) -> Vec<String> {

@@ -9,6 +9,7 @@ pub mod cni;
 pub mod command;
 pub mod engine;
 pub mod hull;
+pub mod interruption;
 pub mod leaks;
 pub mod netns;
 
