@@ -5,14 +5,15 @@
 //! It hears of every change of the namespace ([`crate::network::Watch`]), waits until a burst of changes is over
 //! (pace.rs), takes the sandbox's lock, and makes VM and guest equal to the namespace, as `create` and `start` do
 //! ([`Sandbox::follow_network`](crate::sandbox::Sandbox::follow_network)). What an event says is not looked at, so that
-//! none has to be seen: a monitor that was killed is made anew by the next command that needs the sandbox, and finds
-//! by its first look what has changed meanwhile.
+//! none has to be seen: a monitor that was killed is made anew by the process proxies of the sandbox's containers
+//! (guard.rs), or by the next command that needs the sandbox, and finds by its first look what has changed meanwhile.
 //!
 //! Its maker ([`StartingMonitor`]) waits until it listens. From then on nothing reaches it but the kernel's events; it
 //! ends with the VM, is killed when the sandbox ends, and one that the sandbox's record does not name ends by itself.
 //! It has one thread for that, which sleeps when nothing changes, and one that carries the guest's DNS queries to a server
 //! in the namespace ([`crate::network::embedded_dns`]). Its messages go to `monitor.log` in the sandbox's directory.
 
+mod guard;
 mod pace;
 mod serve;
 mod spawn;
@@ -27,6 +28,7 @@ use crate::logging::LogSettings;
 use crate::network;
 use crate::network::embedded_dns::EmbeddedDnsError;
 
+pub(crate) use guard::guard;
 pub(crate) use serve::serve;
 pub use spawn::StartingMonitor;
 

@@ -7,8 +7,9 @@
 //! message (messages.rs). Until it is told [`messages::ToProxy::Commit`] it ends with its maker; afterwards it lives as
 //! long as the process in the guest does, or its VM.
 //!
-//! In the proxy (serve.rs) one thread waits for the end of the process, one for signals (signals.rs), and one for each
-//! stream carries bytes (stdio.rs); all of them block, so that an idle process costs nothing.
+//! In the proxy (serve.rs) one thread waits for the end of the process, one for signals (signals.rs), one for each
+//! stream carries bytes (stdio.rs), and in the proxy of a container's own process one waits for the end of the sandbox's
+//! monitor, to make another ([`crate::monitor::guard`]); all of them block, so that an idle process costs nothing.
 
 mod console;
 pub mod foreground;

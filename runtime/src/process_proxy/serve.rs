@@ -18,6 +18,7 @@ use super::signals::{Forwarder, block_all};
 use super::stdio::{Output, Untaken, carry_input};
 use super::{ProxyError, console};
 use crate::agent_client::{AgentClient, vsock};
+use crate::monitor::guard;
 use crate::notify;
 use crate::sandbox::Sandbox;
 use crate::store::Store;
@@ -245,6 +246,11 @@ impl Session {
         };
         if let Err(error) = forwarder.start() {
             tracing::error!(%error, "process proxy: signals");
+        }
+        if attach.exec_id.is_empty()
+            && let Err(error) = guard(store.clone(), attach.sandbox_id.clone())
+        {
+            tracing::error!(%error, "process proxy: nobody watches over the sandbox's monitor");
         }
         let code = match agent.process_ended() {
             Ok(ended) => u8::try_from(ended.exit_status).unwrap_or(KILLED),
