@@ -1,11 +1,12 @@
 //! Runs the cases of `tests/` as root where KVM runs Linux: on the host, or divided among machines side by side, since
-//! one that is emulated waits more than it computes.
+//! one that is emulated waits more than it computes. The runtime's tests of the network run there too: not every
+//! host's kernel has all kinds of links, and the machines' has.
 
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::ops::AddAssign;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 
@@ -21,6 +22,9 @@ use crate::workspace::{self, Executables};
 const RUN: &str =
     "cp \"/hull/out/$1\" /root/ && program=/root/$1 && shift && exec \"$program\" \"$@\"";
 
+/// Has the runtime's tests of the network fail where they would leave out a kind of link that the kernel has not.
+const ALL_LINKS: (&str, &str) = ("HULL_TEST_ALL_LINKS", "1");
+
 /// What the cases are run with.
 pub(crate) struct Selection<'a> {
     /// The instance they run in, if the host cannot; further ones are named after it.
@@ -35,6 +39,34 @@ pub(crate) struct Selection<'a> {
     pub(crate) keep: bool,
 }
 
+/// Tests of a package that are run as cases.
+struct Suite {
+    package: &'static str,
+    /// Which of the package's test binaries, as an option of `cargo test`.
+    target: &'static str,
+    /// Only tests whose name begins with this.
+    prefix: &'static str,
+}
+
+const SUITES: [Suite; 2] = [
+    Suite {
+        package: "hull-tests",
+        target: "--tests",
+        prefix: "",
+    },
+    Suite {
+        package: "hull-runtime",
+        target: "--lib",
+        prefix: "network::",
+    },
+];
+
+/// A test binary, and names of tests in it.
+struct Tests {
+    binary: PathBuf,
+    names: Vec<String>,
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Count {
     passed: u64,
@@ -43,9 +75,10 @@ struct Count {
 
 /// Builds the test binaries and runs them all; fails if one failed, or if no case ran.
 pub(crate) fn run(selection: &Selection<'_>) -> Result<()> {
-    let mut build = workspace::cargo();
-    build.args(["test", "--package", "hull-tests", "--no-run"]);
-    let binaries = Executables::of(&mut build)?;
+    let mut tests = Vec::new();
+    for suite in &SUITES {
+        tests.extend(suite.build(selection)?);
+    }
     let (place, reason) = place::decide()?;
     eprintln!(
         "the cases run {}: {reason}",
@@ -54,25 +87,26 @@ pub(crate) fn run(selection: &Selection<'_>) -> Result<()> {
             Place::Nested => "in the test bed",
         }
     );
+    let outcomes = match place {
+        Place::Host => tests
+            .iter()
+            .map(|tests| on_host(tests, selection))
+            .collect(),
+        Place::Nested => Image::build()
+            .with_context(|| place::nowhere(&reason))
+            .map(|image| nested(&tests, &image, selection))?,
+    };
     let mut count = Count::default();
     let mut failures = Vec::new();
-    for binary in binaries.paths() {
-        let outcomes = match place {
-            Place::Host => vec![on_host(binary, selection)],
-            Place::Nested => Image::build()
-                .with_context(|| place::nowhere(&reason))
-                .and_then(|image| nested(binary, &image, selection))?,
-        };
-        for outcome in outcomes {
-            match outcome {
-                Ok((counted, code)) => {
-                    count += counted;
-                    if code != 0 {
-                        failures.push(format!("{}: exit code {code}", binary.display()));
-                    }
+    for outcome in outcomes {
+        match outcome {
+            Ok((counted, code)) => {
+                count += counted;
+                if code != 0 {
+                    failures.push(format!("exit code {code}"));
                 }
-                Err(error) => failures.push(format!("{}: {error:#}", binary.display())),
             }
+            Err(error) => failures.push(format!("{error:#}")),
         }
     }
     println!("cases: {} passed, {} failed", count.passed, count.failed);
@@ -84,46 +118,94 @@ pub(crate) fn run(selection: &Selection<'_>) -> Result<()> {
     Ok(())
 }
 
-fn on_host(binary: &Path, selection: &Selection<'_>) -> Result<(Count, i32)> {
-    let mut command = Command::new(binary);
+impl Suite {
+    /// Builds the suite's binaries, and gives those that have tests of the selection.
+    fn build(&self, selection: &Selection<'_>) -> Result<Vec<Tests>> {
+        let mut build = workspace::cargo();
+        build.args(["test", "--package", self.package, self.target, "--no-run"]);
+        let binaries = Executables::of(&mut build)?;
+        let mut all = Vec::new();
+        for binary in binaries.paths() {
+            let mut names = list(binary, selection)?;
+            names.retain(|name| name.starts_with(self.prefix));
+            if !names.is_empty() {
+                all.push(Tests {
+                    binary: binary.to_owned(),
+                    names,
+                });
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// libtest's arguments that run tests by their names.
+fn arguments(names: &[String], selection: &Selection<'_>) -> Vec<OsString> {
+    let options = selection.options.iter();
+    let mut arguments: Vec<OsString> = options
+        .filter(|option| *option != "--exact")
+        .cloned()
+        .collect();
+    arguments.push("--exact".into());
+    arguments.extend(names.iter().map(OsString::from));
+    arguments
+}
+
+fn on_host(tests: &Tests, selection: &Selection<'_>) -> Result<(Count, i32)> {
+    let mut command = Command::new(&tests.binary);
     command
-        .args(selection.filter)
-        .args(&selection.options)
-        .env("PATH", path_with_prefix()?);
+        .args(arguments(&tests.names, selection))
+        .env("PATH", path_with_prefix()?)
+        .env(ALL_LINKS.0, ALL_LINKS.1);
     run_counting(&mut command)
 }
 
-/// Runs the binary's cases in as many machines as there are to be, and gives what came of it in each.
-fn nested(
-    binary: &Path,
-    image: &Image,
-    selection: &Selection<'_>,
-) -> Result<Vec<Result<(Count, i32)>>> {
-    let cases = list(binary, selection)?;
-    let machines = selection.machines.clamp(1, cases.len().max(1));
-    // Neighbours in the list are alike, in how long they take too.
-    let share = |machine: usize| cases.iter().skip(machine).step_by(machines);
-    Ok(thread::scope(|scope| {
+/// Runs the tests in as many machines as there are to be, and gives what came of each binary in each of them.
+fn nested(tests: &[Tests], image: &Image, selection: &Selection<'_>) -> Vec<Result<(Count, i32)>> {
+    let most = tests.iter().map(|tests| tests.names.len()).max();
+    let machines = selection.machines.clamp(1, most.unwrap_or(0).max(1));
+    thread::scope(|scope| {
         let running: Vec<_> = (0..machines)
-            .filter(|machine| share(*machine).next().is_some())
             .map(|machine| {
-                scope.spawn(move || {
-                    let name = match machine {
-                        0 => selection.name.to_owned(),
-                        _ => format!("{}-{}", selection.name, machine + 1),
-                    };
-                    in_machine(&name, binary, image.clone(), selection, share(machine))
-                })
+                let share = share(tests, machine, machines);
+                let name = match machine {
+                    0 => selection.name.to_owned(),
+                    _ => format!("{}-{}", selection.name, machine + 1),
+                };
+                scope.spawn(move || in_machine(&name, image.clone(), selection, &share))
             })
             .collect();
         running
             .into_iter()
-            .map(|thread| thread.join().expect("no thread of these panics"))
+            .flat_map(
+                |thread| match thread.join().expect("no thread of these panics") {
+                    Ok(outcomes) => outcomes.into_iter().map(Ok).collect(),
+                    Err(error) => vec![Err(error)],
+                },
+            )
             .collect()
-    }))
+    })
 }
 
-/// The names of the cases that the selection holds.
+/// What of the tests is a machine's: neighbours in the list are alike, in how long they take too.
+fn share(tests: &[Tests], machine: usize, machines: usize) -> Vec<Tests> {
+    tests
+        .iter()
+        .map(|tests| Tests {
+            binary: tests.binary.clone(),
+            names: tests
+                .names
+                .iter()
+                .skip(machine)
+                .step_by(machines)
+                .cloned()
+                .collect(),
+        })
+        .filter(|share| !share.names.is_empty())
+        .collect()
+}
+
+/// The names of the tests that the selection holds.
 fn list(binary: &Path, selection: &Selection<'_>) -> Result<Vec<String>> {
     let mut list = Command::new(binary);
     list.args(selection.filter)
@@ -143,42 +225,36 @@ fn list(binary: &Path, selection: &Selection<'_>) -> Result<Vec<String>> {
         .collect())
 }
 
-/// Runs some of a binary's cases in the machine `name`, freshly restored.
-fn in_machine<'a>(
+/// Runs tests in the machine `name`, freshly restored, one binary after the other.
+fn in_machine(
     name: &str,
-    binary: &Path,
     image: Image,
     selection: &Selection<'_>,
-    cases: impl Iterator<Item = &'a String>,
-) -> Result<(Count, i32)> {
+    share: &[Tests],
+) -> Result<Vec<(Count, i32)>> {
     let machine = Instance::named(name)?.start(image, true)?;
-    let file = binary.file_name().context("a test binary has a name")?;
-    let handed_over = machine.out().join(file);
-    fs::copy(binary, &handed_over)?;
-    let mut words: Vec<OsString> = ["sh", "-c", RUN, "sh"].map(OsString::from).into();
-    words.push(file.to_owned());
-    words.extend(
-        selection
-            .options
-            .iter()
-            .filter(|option| *option != "--exact")
-            .cloned(),
-    );
-    words.push("--exact".into());
-    words.extend(cases.map(OsString::from));
-    // The place of the crate's files, which cargo tells test binaries.
-    let variables = [("CARGO_MANIFEST_DIR".into(), "/hull/checkout/tests".into())];
-    let outcome = run_counting(
-        machine
-            .command(&words, &variables, Terminal::No)
-            .stdin(Stdio::null()),
-    );
-    fs::remove_file(handed_over)?;
+    let mut outcomes = Vec::new();
+    for tests in share {
+        let file = tests.binary.file_name().context("a binary has a name")?;
+        let handed_over = machine.out().join(file);
+        fs::copy(&tests.binary, &handed_over)?;
+        let mut words: Vec<OsString> = ["sh", "-c", RUN, "sh"].map(OsString::from).into();
+        words.push(file.to_owned());
+        words.extend(arguments(&tests.names, selection));
+        let variables = [(ALL_LINKS.0.into(), ALL_LINKS.1.into())];
+        let outcome = run_counting(
+            machine
+                .command(&words, &variables, Terminal::No)
+                .stdin(Stdio::null()),
+        );
+        fs::remove_file(handed_over)?;
+        outcomes.push(outcome?);
+    }
     drop(machine);
     if !selection.keep {
         Instance::named(name)?.stop()?;
     }
-    outcome
+    Ok(outcomes)
 }
 
 /// The PATH in which this checkout's hull comes first.
