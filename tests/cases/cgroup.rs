@@ -128,9 +128,7 @@ fn limits_change_while_the_container_runs() {
     assert_eq!(inside("pids.max"), "77", "what is not named stays");
     let host = cgroup("hull-cases-update");
     assert_eq!(read(&host.join("cpu.max")), "30000 100000");
-    // A VM does not grow, and an option that means nothing is not taken.
-    hull.hull(&["update", "--memory", "3g", "c"])
-        .expect_error(&["a VM keeps its size"]);
+    // An option that means nothing is not taken.
     hull.hull(&["update", "--cpuset-mems", "0", "c"])
         .expect_error(&["--cpuset-mems"]);
 
@@ -144,4 +142,75 @@ fn limits_change_while_the_container_runs() {
     hull.hull(&["update", "--memory", "64m", "c"])
         .expect_error(&["does not exist"]);
     leaks.nothing_left(&hull.root());
+}
+
+#[test]
+fn a_vm_grows_with_the_limits_of_its_container() {
+    let leaks = LeakCheck::new();
+    let hull = Hull::new();
+    let bundle = Bundle::new(&["sleep", "1000"])
+        .with(|config| config["linux"]["cgroupsPath"] = json!("/hull-cases-grow"));
+    let _pid_file = hull.create(&bundle, "c");
+    hull.hull(&["start", "c"]).expect(0);
+    let inside = |script: &str| {
+        hull.hull(&["exec", "c", "sh", "-c", script])
+            .expect(0)
+            .text()
+    };
+    let total_kib = || -> u64 {
+        let line = inside("grep MemTotal /proc/meminfo");
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    assert!(total_kib() < 512 << 10);
+    assert_eq!(inside("nproc"), "1\n");
+
+    hull.hull(&["update", "--memory", "1g", "c"]).expect(0);
+    assert!(total_kib() > 1 << 20, "{} KiB", total_kib());
+    assert_eq!(inside("cat /sys/fs/cgroup/memory.max"), "1073741824\n");
+    // More than the VM had, and it is there: one buffer that is filled.
+    inside("dd if=/dev/zero of=/dev/null bs=600M count=1");
+    // Again, with the device that is there by then; and less, which the cgroup sees to.
+    hull.hull(&["update", "--memory", "1200m", "c"]).expect(0);
+    assert!(total_kib() > 1200 << 10, "{} KiB", total_kib());
+    hull.hull(&["update", "--memory", "64m", "c"]).expect(0);
+    assert!(total_kib() > 1200 << 10, "{} KiB", total_kib());
+
+    let options = [
+        "update",
+        "--cpu-period",
+        "100000",
+        "--cpu-quota",
+        "150000",
+        "c",
+    ];
+    hull.hull(&options).expect(0);
+    assert_eq!(inside("nproc"), "2\n");
+    assert_eq!(inside("cat /sys/fs/cgroup/cpu.max"), "150000 100000\n");
+    hull.hull(&["delete", "--force", "c"]).expect(0);
+    leaks.nothing_left(&hull.root());
+}
+
+#[test]
+fn a_vm_grows_no_further_than_the_configuration_says() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("hull.toml");
+    fs::write(&config, "[sandbox]\nmax_memory_mib = 700\nmax_vcpus = 1\n").unwrap();
+    let hull = Hull::with_options(&["--config", config.to_str().unwrap()]);
+    let bundle = Bundle::new(&["sleep", "1000"]);
+    let _pid_file = hull.create(&bundle, "c");
+    for option in [["--memory", "701m"], ["--cpu-quota", "200000"]] {
+        let update = [
+            "update",
+            "--cpu-period",
+            "100000",
+            option[0],
+            option[1],
+            "c",
+        ];
+        hull.hull(&update)
+            .expect_error(&["grows to 1 vCPUs and 700 MiB at the most"]);
+    }
+    // As far as it goes: the guest's own share is less then.
+    hull.hull(&["update", "--memory", "690m", "c"]).expect(0);
+    hull.hull(&["delete", "--force", "c"]).expect(0);
 }

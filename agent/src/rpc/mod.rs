@@ -383,6 +383,11 @@ impl Agent for Service {
         })
     }
 
+    async fn rescan_devices(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        self.network.rescan().await.map_err(internal)?;
+        Ok(Empty::new())
+    }
+
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
         machine::end(self.containers.reaper()).await;
         tokio::spawn(async {

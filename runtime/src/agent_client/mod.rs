@@ -385,6 +385,15 @@ impl AgentClient {
         Ok(answer.online)
     }
 
+    /// Has the guest look for devices that it does not know yet; their drivers have them when this returns.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub fn rescan_devices(&mut self) -> Result<(), AgentError> {
+        let _: Empty = self.call("RescanDevices", &Empty::new())?;
+        Ok(())
+    }
+
     /// Asks the guest to write everything out and end.
     ///
     /// # Errors

@@ -36,6 +36,8 @@ pub(super) struct Guest {
 pub(super) struct Sandbox {
     pub(super) vcpus: Option<u64>,
     pub(super) memory_mib: Option<u64>,
+    pub(super) max_vcpus: Option<u64>,
+    pub(super) max_memory_mib: Option<u64>,
     pub(super) memory_overhead_mib: Option<u32>,
     pub(super) boot_timeout_s: Option<u64>,
 }

@@ -13,6 +13,10 @@ use crate::network::Options;
 pub struct SandboxConfig {
     /// The size of its VM.
     pub size: VmSize,
+    /// What its VM can grow to.
+    pub most: VmSize,
+    /// What its first container may use.
+    pub limits: VmSize,
     /// Its network.
     pub network: Options,
     /// How its NICs move packets.
@@ -33,6 +37,8 @@ impl SandboxConfig {
         let size = VmSize::of(config, annotations, limits)?;
         Ok(Self {
             size,
+            most: VmSize::most(config, size),
+            limits,
             network: network::options(config, annotations, size.vcpus)?,
             nics: NicSettings::of(config, annotations)?,
         })

@@ -1,5 +1,5 @@
 //! How large a VM is: the configuration's default, more if the container's limits ask for more, or what its
-//! annotations say.
+//! annotations say; and how large it can become.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,6 +15,8 @@ const VCPUS: &str = "dev.hull.vcpus";
 const MEMORY: &str = "dev.hull.memory_mib";
 
 const MAX_VCPUS: u8 = 32;
+/// vCPUs that a VM can grow to if nothing is said: each one that is held back costs the guest memory.
+const DEFAULT_MAX_VCPUS: u8 = 8;
 const MIN_MEMORY_MIB: u64 = 64;
 
 /// A VM's size.
@@ -42,6 +44,68 @@ impl VmSize {
         }
     }
 
+    /// What a VM of `size` can grow to.
+    pub(super) fn most(config: &Config, size: Self) -> Self {
+        size.or_more(Self {
+            vcpus: config.max_vcpus,
+            memory_mib: config.max_memory_mib,
+        })
+    }
+
+    /// Of each the larger.
+    #[must_use]
+    pub fn or_more(self, other: Self) -> Self {
+        Self {
+            vcpus: self.vcpus.max(other.vcpus),
+            memory_mib: self.memory_mib.max(other.memory_mib),
+        }
+    }
+
+    /// Of each the smaller.
+    #[must_use]
+    pub fn or_less(self, other: Self) -> Self {
+        Self {
+            vcpus: self.vcpus.min(other.vcpus),
+            memory_mib: self.memory_mib.min(other.memory_mib),
+        }
+    }
+
+    /// Both together: what two containers may use.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            vcpus: self.vcpus.saturating_add(other.vcpus),
+            memory_mib: self.memory_mib.saturating_add(other.memory_mib),
+        }
+    }
+
+    /// These limits of a container once `limits`, which names some of them, is put into force. More CPUs than the host
+    /// has are no limit beyond those.
+    #[must_use]
+    pub fn updated(self, limits: &LinuxResources) -> Self {
+        let named = Self::of_limits(limits);
+        let cpu = limits.cpu().as_ref();
+        let memory = limits.memory().as_ref();
+        Self {
+            vcpus: cpu
+                .and_then(|cpu| cpu.quota())
+                .map_or(self.vcpus, |_| named.vcpus.min(host_cpus())),
+            memory_mib: memory
+                .and_then(LinuxMemory::limit)
+                .map_or(self.memory_mib, |_| named.memory_mib),
+        }
+    }
+
+    /// What a VM needs for containers that may use so much.
+    #[must_use]
+    pub fn with_overhead(self, config: &Config) -> Self {
+        let memory_mib = match self.memory_mib {
+            0 => 0,
+            memory_mib => memory_mib.saturating_add(config.memory_overhead_mib),
+        };
+        Self { memory_mib, ..self }
+    }
+
     /// The size of the VM of a container with these annotations, which may use so much.
     ///
     /// # Errors
@@ -57,13 +121,9 @@ impl VmSize {
         };
         let memory_mib = match annotations.get(MEMORY) {
             Some(value) => memory(MEMORY, number(MEMORY, value)?)?,
-            None if limits.memory_mib > 0 => {
-                let limit = limits.memory_mib;
-                config
-                    .memory_mib
-                    .max(limit.saturating_add(config.memory_overhead_mib))
-            }
-            None => config.memory_mib,
+            None => config
+                .memory_mib
+                .max(limits.with_overhead(config).memory_mib),
         };
         Ok(Self { vcpus, memory_mib })
     }
@@ -124,7 +184,7 @@ pub(super) fn memory(name: &'static str, value: u64) -> Result<u32, ConfigError>
 }
 
 /// The host's memory in MiB; no bound if it cannot be read.
-fn host_memory_mib() -> u32 {
+pub(super) fn host_memory_mib() -> u32 {
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     meminfo
         .lines()
@@ -133,6 +193,17 @@ fn host_memory_mib() -> u32 {
         .map_or(u32::MAX, |kib| {
             u32::try_from(kib / 1024).unwrap_or(u32::MAX)
         })
+}
+
+/// vCPUs that a VM can grow to if nothing is said: as the host has CPUs, within reason.
+pub(super) fn default_max_vcpus() -> u8 {
+    host_cpus().min(DEFAULT_MAX_VCPUS)
+}
+
+/// As far as a VM can have so many.
+fn host_cpus() -> u8 {
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    u8::try_from(cpus).map_or(MAX_VCPUS, |cpus| cpus.min(MAX_VCPUS))
 }
 
 #[cfg(test)]
@@ -173,6 +244,45 @@ mod tests {
                 VmSize { vcpus, memory_mib },
                 "{resources}"
             );
+        }
+    }
+
+    #[test]
+    fn an_update_changes_the_limits_that_it_names() {
+        let had = VmSize {
+            vcpus: 2,
+            memory_mib: 100,
+        };
+        for (resources, vcpus, memory_mib) in [
+            ("{}", 2, 100),
+            (
+                r#"{"memory":{"limit":1073741824}}"#,
+                2,
+                1024.min(host_memory_mib()),
+            ),
+            (r#"{"memory":{"limit":-1}}"#, 2, 0),
+            (r#"{"memory":{"swap":1}}"#, 2, 100),
+            (r#"{"cpu":{"quota":50000,"period":100000}}"#, 1, 100),
+            (r#"{"cpu":{"quota":-1,"period":100000}}"#, 0, 100),
+            (r#"{"cpu":{"shares":512}}"#, 2, 100),
+        ] {
+            let limits = serde_json::from_str(resources).unwrap();
+            let expected = VmSize { vcpus, memory_mib };
+            assert_eq!(had.updated(&limits), expected, "{resources}");
+        }
+    }
+
+    #[test]
+    fn a_vm_grows_to_what_the_configuration_says_and_never_to_less_than_it_has() {
+        let mut config = Config::resolve(ConfigFile::default(), Path::new("/usr")).unwrap();
+        (config.max_vcpus, config.max_memory_mib) = (4, 1024);
+        for (size, most) in [
+            ((1, 512), (4, 1024)),
+            ((8, 512), (8, 1024)),
+            ((1, 2048), (4, 2048)),
+        ] {
+            let of = |(vcpus, memory_mib)| VmSize { vcpus, memory_mib };
+            assert_eq!(VmSize::most(&config, of(size)), of(most));
         }
     }
 

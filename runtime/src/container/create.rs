@@ -20,11 +20,12 @@ use oci_spec::runtime::LinuxNamespaceType;
 
 use super::placement::{PinnedNamespace, Placement, is_pod_sandbox, resolve_namespace};
 use super::state::{State, Status};
+use super::update::limits_of_others;
 use super::{Console, ContainerError, ContainerId, write_pid_file};
 use crate::Runtime;
 use crate::bundle::Bundle;
 use crate::cgroup::{Cgroup, PendingCgroup};
-use crate::config::{SandboxConfig, annotated_model};
+use crate::config::{SandboxConfig, VmSize, annotated_model};
 use crate::error::{Error, chain};
 use crate::hooks::{self, HookKind};
 use crate::network::Netns;
@@ -85,6 +86,7 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
     let guest = rootfs::translate(&options.id, &bundle, options.notifies, &resolve)?;
     let cgroup = Cgroup::of(bundle.cgroups_path(), runtime.systemd_cgroup, &options.id)?;
     let mut record = new_record(options, &bundle, &placement, &cgroup)?;
+    record.limits = wanted.limits;
     store.save_container(&record)?;
     stopwatch.phase("validate");
 
@@ -115,6 +117,8 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
         Some(mut sandbox) => {
             sandbox.check_model(annotated_model(&annotations)?)?;
             sandbox.ensure_monitor()?;
+            let all = limits_of_others(store, &sandbox, &options.id)?.and(record.limits);
+            sandbox.grow(all.with_overhead(&runtime.config))?;
             PendingSandbox::join(sandbox, &options.id)
         }
         None => {
@@ -264,6 +268,7 @@ fn new_record(
         creator: Some(ProcessIdentity::own().map_err(ContainerError::OwnProcess)?),
         proxy: None,
         cgroup: Some(cgroup.clone()),
+        limits: VmSize::default(),
         guest_pid: None,
         poststart: HookKind::Poststart.of(&hooks).to_vec(),
         poststop: HookKind::Poststop.of(&hooks).to_vec(),

@@ -3,33 +3,53 @@
 use oci_spec::runtime::LinuxResources;
 
 use super::state::{Status, status};
-use super::{ContainerError, ContainerId};
+use super::{ContainerError, ContainerId, in_use};
 use crate::Runtime;
 use crate::config::VmSize;
 use crate::error::Error;
 use crate::rootfs::RootfsError;
 use crate::sandbox::Sandbox;
+use crate::store::{Store, StoreError};
 
-/// Sets the limits that `resources` names, and leaves the others as they are. The VM keeps its size.
+/// Sets the limits that `resources` names, and leaves the others as they are. The VM grows if they take more than it
+/// has.
 ///
 /// # Errors
-/// The container has stopped; or the VM is too small for the limits to be limits.
+/// The container has stopped; or the VM cannot grow so far.
 pub fn update(
     runtime: &Runtime,
     id: &ContainerId,
     resources: &LinuxResources,
 ) -> Result<(), Error> {
     let store = &runtime.store;
-    let sandbox = Sandbox::open(store, &store.container(id)?.sandbox_id)?;
-    let record = store.container(id)?;
+    let mut sandbox = Sandbox::open(store, &store.container(id)?.sandbox_id)?;
+    let mut record = store.container(id)?;
     if matches!(status(store, &record), Status::Stopped | Status::Creating) {
         return Err(ContainerError::NotRunning.into());
     }
-    sandbox.check_holds(VmSize::of_limits(resources))?;
+    record.limits = record.limits.updated(resources);
+    sandbox.check_can_hold(record.limits)?;
+    let all = limits_of_others(store, &sandbox, id)?.and(record.limits);
+    sandbox.grow(all.with_overhead(&runtime.config))?;
     let encoded = serde_json::to_vec(resources).map_err(RootfsError::Encode)?;
     sandbox.agent()?.update_container(id, encoded)?;
-    if let Some(cgroup) = record.cgroup.filter(|cgroup| sandbox.is_in(cgroup)) {
+    if let Some(cgroup) = &record.cgroup
+        && sandbox.is_in(cgroup)
+    {
         cgroup.limit(resources, sandbox.memory_mib())?;
     }
-    Ok(())
+    Ok(store.save_container(&record)?)
+}
+
+/// What the containers of a sandbox but for `id` may use together.
+pub(super) fn limits_of_others(
+    store: &Store,
+    sandbox: &Sandbox,
+    id: &ContainerId,
+) -> Result<VmSize, StoreError> {
+    let records = store.containers()?;
+    Ok(records
+        .iter()
+        .filter(|record| record.sandbox_id == *sandbox.id() && record.id != *id && in_use(record))
+        .fold(VmSize::default(), |all, record| all.and(record.limits)))
 }

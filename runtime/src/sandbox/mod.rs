@@ -10,6 +10,7 @@
 mod monitor;
 mod network;
 mod pending;
+mod resize;
 pub mod share;
 mod traffic;
 
@@ -67,17 +68,27 @@ pub enum SandboxError {
         /// The container's.
         asked: Model,
     },
-    /// More is asked for than the VM has, and it does not grow.
+    /// More is asked for than the VM can grow to.
     #[error(
-        "sandbox {id} has a VM of {has}, too small for the limits, which take {wanted}; a VM keeps its size"
+        "sandbox {id} has a VM that grows to {most} at the most, too small for the limits, which take {wanted}"
     )]
     TooSmall {
         /// The sandbox.
         id: ContainerId,
-        /// What the VM has.
-        has: VmSize,
+        /// What the VM can grow to.
+        most: VmSize,
         /// What it would need.
         wanted: VmSize,
+    },
+    /// The guest was offered more memory and did not take it in time.
+    #[error("sandbox {id} has a VM of {has_mib} MiB that does not grow to {wanted_mib} MiB")]
+    NotGrown {
+        /// The sandbox.
+        id: ContainerId,
+        /// What the guest has, in MiB.
+        has_mib: u32,
+        /// What it should have.
+        wanted_mib: u32,
     },
     /// The VM of the sandbox has ended.
     #[error("the VM of sandbox {id} is not running")]
@@ -141,6 +152,7 @@ impl Sandbox {
             network: NetworkState::default(),
             nics: wanted.nics.clone(),
             size: wanted.size,
+            most: wanted.most,
             cgroup: None,
             vmm: None,
             monitor: None,
@@ -180,22 +192,6 @@ impl Sandbox {
         self.record.size.memory_mib
     }
 
-    /// Checks that its VM is so large.
-    ///
-    /// # Errors
-    /// It is smaller.
-    pub fn check_holds(&self, wanted: VmSize) -> Result<(), SandboxError> {
-        let has = self.record.size;
-        if wanted.vcpus > has.vcpus || wanted.memory_mib > has.memory_mib {
-            return Err(SandboxError::TooSmall {
-                id: self.record.id.clone(),
-                has,
-                wanted,
-            });
-        }
-        Ok(())
-    }
-
     /// The Unix socket by which its guest is reached.
     pub fn vsock_socket(&self) -> PathBuf {
         vmm_process::vsock_socket(&self.directory())
@@ -210,19 +206,15 @@ impl Sandbox {
     }
 
     /// Starts its VM, which boots while this process goes on.
-    fn start_vmm(
-        &mut self,
-        config: &Config,
-        netns: &Netns,
-        size: VmSize,
-    ) -> Result<StartingVmm, crate::Error> {
+    fn start_vmm(&mut self, config: &Config, netns: &Netns) -> Result<StartingVmm, crate::Error> {
         let directory = self.directory();
+        let SandboxRecord { size, most, .. } = self.record;
         let vm = VmConfig {
             // The rest come online once the container runs: each costs time at the boot.
             vcpus: 1,
-            max_vcpus: size.vcpus,
+            max_vcpus: most.vcpus,
             memory_mib: size.memory_mib,
-            max_memory_mib: size.memory_mib,
+            max_memory_mib: most.memory_mib,
             kernel: config.kernel.clone(),
             initramfs: config.initramfs.clone(),
             cmdline: config.kernel_parameters.clone(),

@@ -44,7 +44,7 @@ impl PendingSandbox {
             starting: None,
             is_new: true,
         };
-        let vmm = pending.sandbox()?.start_vmm(config, netns, wanted.size)?;
+        let vmm = pending.sandbox()?.start_vmm(config, netns)?;
         let monitor = pending.sandbox()?.start_monitor(netns)?;
         pending.starting = Some((vmm, monitor));
         Ok(pending)

@@ -50,6 +50,9 @@ pub struct ContainerRecord {
     /// Its cgroup on the host; none in a record that is older than the cgroup.
     #[serde(default)]
     pub cgroup: Option<Cgroup>,
+    /// What it may use at the most; zero where there is no limit.
+    #[serde(default)]
+    pub limits: VmSize,
     /// The pid of its first process in the guest, as the agent sees it.
     pub guest_pid: Option<u32>,
     /// Hooks that run after `create`, when the bundle may have changed or gone.
@@ -92,6 +95,9 @@ pub struct SandboxRecord {
     pub nics: NicSettings,
     /// What its VM has.
     pub size: VmSize,
+    /// What its VM can grow to; less than its size in a record that is older than growing.
+    #[serde(default)]
+    pub most: VmSize,
     /// The cgroup that the VM is in, its first container's, once it is.
     #[serde(default)]
     pub cgroup: Option<Cgroup>,

@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hull_vmm_protocol::config::{FsConfig, NetConfig, VmConfig};
-use hull_vmm_protocol::control::{FailureKind, NicCounters, Request, Response};
+use hull_vmm_protocol::control::{FailureKind, NicCounters, Request, Response, VmStatus};
 use hull_vmm_protocol::outcome::{Cause, Outcome, Ready, StartFailure};
 use hull_vmm_protocol::socket::{CallError, ControlClient};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -295,15 +295,31 @@ impl Control {
     /// # Errors
     /// See [`VmmError::Call`].
     pub fn net_counters(&self) -> Result<Vec<NicCounters>, VmmError> {
-        let call = "counters of NICs";
-        match self.client.call(&Request::NetCounters, &[]) {
-            Ok(Response::NetCounters { nics }) => Ok(nics),
-            Ok(_) => Err(call_error(
-                call,
-                io::Error::from(io::ErrorKind::InvalidData).into(),
-            )),
-            Err(error) => Err(call_error(call, error)),
-        }
+        let counters = |answer| match answer {
+            Response::NetCounters { nics } => Some(nics),
+            _ => None,
+        };
+        self.ask("counters of NICs", &Request::NetCounters, counters)
+    }
+
+    /// Asks the guest to have so much memory.
+    ///
+    /// # Errors
+    /// See [`VmmError::Call`].
+    pub fn resize_memory(&self, memory_mib: u32) -> Result<(), VmmError> {
+        let call = format!("resize memory to {memory_mib} MiB");
+        self.call(&call, &Request::ResizeMemory { memory_mib }, &[])
+    }
+
+    /// How the machine is.
+    ///
+    /// # Errors
+    /// See [`VmmError::Call`].
+    pub fn status(&self) -> Result<VmStatus, VmmError> {
+        self.ask("status", &Request::Status, |answer| match answer {
+            Response::Status(status) => Some(status),
+            _ => None,
+        })
     }
 
     /// Takes a device away.
@@ -316,6 +332,19 @@ impl Control {
             &Request::Detach { id: id.into() },
             &[],
         )
+    }
+
+    /// Makes a call whose answer is what `answer` takes out of it.
+    fn ask<A>(
+        &self,
+        call: &str,
+        request: &Request,
+        answer: impl FnOnce(Response) -> Option<A>,
+    ) -> Result<A, VmmError> {
+        let response = self.client.call(request, &[]);
+        let response = response.map_err(|error| call_error(call, error))?;
+        answer(response)
+            .ok_or_else(|| call_error(call, io::Error::from(io::ErrorKind::InvalidData).into()))
     }
 
     fn call(&self, call: &str, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(), VmmError> {

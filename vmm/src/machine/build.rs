@@ -103,7 +103,7 @@ pub fn build(config: &VmConfig, mut opened: Opened) -> Result<Machine, MachineEr
     devices.attach_permanent("console", Box::new(console))?;
     devices.attach_permanent("rng", Box::new(opened.rng))?;
     Ok(Machine {
-        growth: Growth::new(config.memory_mib, layout.growth()),
+        growth: Growth::new(config, layout.growth()),
         devices,
         console: opened.console,
         end,

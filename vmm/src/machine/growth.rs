@@ -4,6 +4,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use hull_vmm_protocol::config::VmConfig;
+
 use super::devices::{DeviceError, Devices};
 use crate::devices::virtio::mem::backend::Region;
 use crate::devices::virtio::mem::device::Mem;
@@ -13,15 +15,17 @@ const ID: &str = "memory";
 /// What a machine has started with, and what it can grow by.
 pub(super) struct Growth {
     start_mib: u32,
+    max_mib: u32,
     region: Option<Arc<Region>>,
     attached: bool,
 }
 
 impl Growth {
-    /// A machine that starts with `start_mib` MiB and grows into `range`, if it can.
-    pub(super) fn new(start_mib: u32, range: Option<Range<u64>>) -> Self {
+    /// The machine of `config`, which grows into `range`, if it can.
+    pub(super) fn new(config: &VmConfig, range: Option<Range<u64>>) -> Self {
         Self {
-            start_mib,
+            start_mib: config.memory_mib,
+            max_mib: config.max_memory_mib,
             region: range.map(|range| Arc::new(Region::new(range))),
             attached: false,
         }
@@ -42,10 +46,9 @@ impl Growth {
         devices: &mut Devices,
         memory_mib: u32,
     ) -> Result<(), DeviceError> {
-        let most = self.region.as_ref().map_or(0, |region| mib(region.size()));
         let more = memory_mib
             .checked_sub(self.start_mib)
-            .filter(|more| *more <= most)
+            .filter(|_| memory_mib <= self.max_mib)
             .ok_or_else(|| DeviceError::Value {
                 field: "memory_mib",
                 value: memory_mib.to_string(),

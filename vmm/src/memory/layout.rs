@@ -21,12 +21,9 @@ pub const PCI_WINDOW: Range<u64> = LOW_MEMORY_LIMIT..0xfec0_0000;
 /// Where memory goes on above the hole.
 pub const HIGH_MEMORY_START: u64 = 1 << 32;
 
-/// Linux takes memory that comes later in whole blocks of up to so many bytes (arch/x86/mm/init_64.c); a region that
-/// starts between two loses what lies before the next.
+/// Linux takes memory that comes later in whole blocks of up to so many bytes (arch/x86/mm/init_64.c); of a region that
+/// starts or ends between two it does not take the rest.
 pub const GROWTH_ALIGNMENT: u64 = 2 << 30;
-
-/// The unit in which a machine grows: a huge page.
-pub const GROWTH_BLOCK: u64 = 2 << 20;
 
 /// The local APICs, inside KVM.
 pub const LOCAL_APIC: u32 = 0xfee0_0000;
@@ -105,12 +102,14 @@ impl Layout {
     pub fn growing_to(self, max_memory_mib: u32) -> Self {
         let max = u64::from(max_memory_mib) << 20;
         Self {
-            growth: max.saturating_sub(self.low + self.high) & !(GROWTH_BLOCK - 1),
+            growth: max
+                .saturating_sub(self.low + self.high)
+                .next_multiple_of(GROWTH_ALIGNMENT),
             ..self
         }
     }
 
-    /// Where memory goes that the machine grows by, in whole blocks; none if it cannot grow.
+    /// Where memory goes that the machine grows by, with room to spare; none if it cannot grow.
     #[must_use]
     pub fn growth(&self) -> Option<Range<u64>> {
         let start = (HIGH_MEMORY_START + self.high).next_multiple_of(GROWTH_ALIGNMENT);
@@ -189,11 +188,11 @@ mod tests {
         for (mib, max, expected) in [
             (512, 0, None),
             (512, 512, None),
-            (512, 513, None),
-            (512, 515, Some((4 << 30, 2 * MIB))),
-            (512, 2048, Some((4 << 30, 1536 * MIB))),
-            (6144, 8192, Some((8 << 30, 2048 * MIB))),
-            (5120, 8192, Some((6 << 30, 3072 * MIB))),
+            (512, 513, Some((4 << 30, 2 << 30))),
+            (512, 2048, Some((4 << 30, 2 << 30))),
+            (6144, 8192, Some((8 << 30, 2 << 30))),
+            (5120, 8192, Some((6 << 30, 4 << 30))),
+            (64, u32::MAX, Some((4 << 30, 1 << 52))),
         ] {
             let layout = Layout::new(mib).growing_to(max);
             let growth = layout

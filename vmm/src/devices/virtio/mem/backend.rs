@@ -5,11 +5,10 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::devices::virtio::device::Interrupt;
-use crate::memory::layout::GROWTH_BLOCK;
 use crate::memory::{self, GuestMemory};
 
-/// The unit in which memory is plugged, in bytes.
-pub const BLOCK: u64 = GROWTH_BLOCK;
+/// The unit in which memory is plugged, in bytes: a huge page, so that what a guest is given can be one.
+pub const BLOCK: u64 = 2 << 20;
 
 /// A region of guest memory whose blocks are plugged and unplugged. Shared by the device, its worker, and the main
 /// thread.
