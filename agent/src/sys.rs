@@ -7,6 +7,8 @@ use nix::sys::signal::{SigHandler, Signal};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
 use tokio::io::unix::AsyncFd;
 
+use crate::bpf::Instruction;
+
 /// Takes ownership of a descriptor that this process was started with, by its number.
 ///
 /// # Errors
@@ -135,7 +137,7 @@ pub(crate) fn default_sigpipe() -> nix::Result<()> {
 /// bpf(2).
 #[allow(unsafe_code)]
 fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
-    // SAFETY: the kernel reads `size_of::<T>()` bytes of the attributes, which outlive the call. The two callers below
+    // SAFETY: the kernel reads `size_of::<T>()` bytes of the attributes, which outlive the call. The callers below
     // give it the layout of <linux/bpf.h> for their commands, and pointers to what outlives the call too.
     let result = unsafe {
         libc::syscall(
@@ -151,25 +153,55 @@ fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
     }
 }
 
-/// Loads a program of type BPF_PROG_TYPE_CGROUP_DEVICE; the kernel checks its instructions.
+/// The same for a command that makes a descriptor.
 #[allow(unsafe_code)]
-pub(crate) fn load_device_program(instructions: &[[u8; 8]]) -> io::Result<OwnedFd> {
-    const BPF_PROG_LOAD: libc::c_int = 5;
+fn bpf_descriptor<T>(command: libc::c_int, attributes: &T) -> io::Result<OwnedFd> {
+    let descriptor = bpf(command, attributes)?;
+    // SAFETY: the call has just made this descriptor (close-on-exec), and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// BPF_CGROUP_DEVICE.
+const DEVICE_ATTACH_TYPE: u32 = 6;
+
+/// Loads a program of type BPF_PROG_TYPE_CGROUP_DEVICE; the kernel checks its instructions.
+pub(crate) fn load_device_program(instructions: &[Instruction]) -> io::Result<OwnedFd> {
     const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+    load_program(
+        BPF_PROG_TYPE_CGROUP_DEVICE,
+        DEVICE_ATTACH_TYPE,
+        instructions,
+    )
+}
+
+/// Loads a program of type BPF_PROG_TYPE_CGROUP_SOCK_ADDR for one of its BPF_CGROUP_*.
+pub(crate) fn load_socket_address_program(
+    attach_type: u32,
+    instructions: &[Instruction],
+) -> io::Result<OwnedFd> {
+    const BPF_PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
+    load_program(BPF_PROG_TYPE_CGROUP_SOCK_ADDR, attach_type, instructions)
+}
+
+fn load_program(kind: u32, attach_type: u32, instructions: &[Instruction]) -> io::Result<OwnedFd> {
+    const BPF_PROG_LOAD: libc::c_int = 5;
     #[repr(C)]
     struct Load {
         kind: u32,
         count: u32,
-        instructions: *const [u8; 8],
+        instructions: *const Instruction,
         license: *const libc::c_char,
         log_level: u32,
         log_size: u32,
         log: u64,
         kernel_version: u32,
         flags: u32,
+        name: [u8; 16],
+        interface: u32,
+        attach_type: u32,
     }
     let load = Load {
-        kind: BPF_PROG_TYPE_CGROUP_DEVICE,
+        kind,
         count: u32::try_from(instructions.len()).map_err(io::Error::other)?,
         instructions: instructions.as_ptr(),
         license: c"Apache-2.0".as_ptr(),
@@ -178,10 +210,11 @@ pub(crate) fn load_device_program(instructions: &[[u8; 8]]) -> io::Result<OwnedF
         log: 0,
         kernel_version: 0,
         flags: 0,
+        name: [0; 16],
+        interface: 0,
+        attach_type,
     };
-    let program = bpf(BPF_PROG_LOAD, &load)?;
-    // SAFETY: the call has just made this descriptor (close-on-exec), and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(program) })
+    bpf_descriptor(BPF_PROG_LOAD, &load)
 }
 
 /// Attaches a device program to a cgroup, beside those that its parents have.
@@ -190,7 +223,6 @@ pub(crate) fn attach_device_program(
     program: BorrowedFd<'_>,
 ) -> io::Result<()> {
     const BPF_PROG_ATTACH: libc::c_int = 8;
-    const BPF_CGROUP_DEVICE: u32 = 6;
     const BPF_F_ALLOW_MULTI: u32 = 2;
     #[repr(C)]
     struct Attach {
@@ -202,8 +234,31 @@ pub(crate) fn attach_device_program(
     let attach = Attach {
         target: cgroup.as_raw_fd(),
         program: program.as_raw_fd(),
-        kind: BPF_CGROUP_DEVICE,
+        kind: DEVICE_ATTACH_TYPE,
         flags: BPF_F_ALLOW_MULTI,
     };
     bpf(BPF_PROG_ATTACH, &attach).map(drop)
+}
+
+/// Attaches a program to a cgroup, beside others, for as long as the descriptor that is given back is open.
+pub(crate) fn link_program(
+    cgroup: BorrowedFd<'_>,
+    program: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    const BPF_LINK_CREATE: libc::c_int = 28;
+    #[repr(C)]
+    struct Link {
+        program: RawFd,
+        target: RawFd,
+        attach_type: u32,
+        flags: u32,
+    }
+    let link = Link {
+        program: program.as_raw_fd(),
+        target: cgroup.as_raw_fd(),
+        attach_type,
+        flags: 0,
+    };
+    bpf_descriptor(BPF_LINK_CREATE, &link)
 }

@@ -119,6 +119,18 @@ fn names_resolve_both_ways_between_hull_and_runc_over_udp_and_tcp() {
     );
     // The address is the last of the only record.
     assert!(answer.trim().ends_with(&octets.concat()), "{answer}");
+
+    // Port 53 of all addresses is the container's own all the same, for datagrams as well.
+    let sockets = docker.exec(&hull, "netstat -lntu").expect(0).text();
+    assert!(sockets.contains("127.0.0.11:"), "{sockets}");
+    assert!(!sockets.contains(":53 "), "{sockets}");
+    let answers = docker.eventually(
+        &hull,
+        &format!(
+            "nc -l -p 53 -e echo own & sleep 1; nslookup {plain} && nc 127.0.0.1 53 < /dev/null | grep own"
+        ),
+    );
+    assert!(answers.contains("127.0.0.11"), "{answers}");
 }
 
 /// A query for the IPv4 address of `name` with id 0x1234, with its length before it (RFC 1035 §4.1 and §4.2.2).

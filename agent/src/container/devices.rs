@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
+use crate::bpf::{Instruction, instruction};
 use crate::sys;
 
 /// Why rules could not be put in force.
@@ -170,15 +171,6 @@ const KIND: u8 = 2;
 const ACCESS: u8 = 3;
 const MAJOR: u8 = 4;
 const MINOR: u8 = 5;
-
-/// One instruction, as `struct bpf_insn` of <linux/bpf.h>.
-type Instruction = [u8; 8];
-
-fn instruction(code: u8, target: u8, source: u8, offset: i16, value: i32) -> Instruction {
-    let [o0, o1] = offset.to_ne_bytes();
-    let [v0, v1, v2, v3] = value.to_ne_bytes();
-    [code, source << 4 | target, o0, o1, v0, v1, v2, v3]
-}
 
 /// A step of a rule's test; those that compare jump behind the rule when it does not fit.
 enum Test {

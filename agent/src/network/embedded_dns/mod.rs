@@ -1,14 +1,15 @@
-//! Docker's embedded DNS server, as the guest has it: the agent listens on 127.0.0.11:53, and carries what containers ask
-//! there to the host ([`hull_agent_protocol::dns`]), where the server is. The guest's programs are not trusted by the
-//! host, and need no trust here: what they may use up is bounded, and nobody else waits for it.
+//! Docker's embedded DNS server, as the guest has it at 127.0.0.11:53: the agent listens on another port of that address,
+//! to which the kernel leads those who ask (redirect.rs), and carries what containers ask to the host
+//! ([`hull_agent_protocol::dns`]), where the server is. The guest's programs are not trusted by the host, and need no
+//! trust here: what they may use up is bounded, and nobody else waits for it.
 //!
-//! It listens only while the host says that there is such a server: a container that is a DNS server itself wants port
-//! 53 of all addresses, and on most networks can have it.
+//! It listens only while the host says that there is such a server.
 //!
 //! The embedded server knows the names of Docker's networks, and asks other servers for the rest from inside the network
 //! namespace. There no answer reaches it, for what arrives is the guest's. So the agent asks those servers as well
 //! (resolve.rs), from where their answers do arrive.
 
+mod redirect;
 mod resolve;
 #[cfg(test)]
 mod tests;
@@ -16,6 +17,7 @@ mod tests;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +30,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use crate::vsock;
+use redirect::Redirect;
 use resolve::Resolver;
 
 /// Queries by UDP that wait for their answers. Further ones wait in the socket's buffer, and may be lost there.
@@ -38,6 +41,10 @@ const MAX_STREAMS: usize = 64;
 const QUERY_LIMIT: Duration = Duration::from_secs(20);
 /// How long a TCP connection may last.
 const STREAM_LIMIT: Duration = Duration::from_secs(120);
+/// The cgroup that all processes of the guest are in.
+const ROOT_CGROUP: &str = "/sys/fs/cgroup";
+/// How often a port is looked for that UDP and TCP have both.
+const PORTS: usize = 16;
 /// How long to wait when the kernel is short of something.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -51,13 +58,14 @@ pub(super) struct EmbeddedDns {
 struct Server {
     task: JoinHandle<()>,
     upstream: watch::Sender<Vec<SocketAddr>>,
+    _redirect: Redirect,
 }
 
 impl EmbeddedDns {
     /// Listens from now on, with these `upstream` servers of the embedded one; or no longer, if there is none.
     ///
     /// # Errors
-    /// When a container has port 53 already.
+    /// There is no port for it, or the kernel cannot lead there.
     pub(super) async fn set(&self, upstream: Option<Vec<IpAddr>>) -> io::Result<()> {
         let Some(upstream) = upstream else {
             let server = self.lock().take();
@@ -76,7 +84,8 @@ impl EmbeddedDns {
             server.upstream.send_replace(upstream);
             return Ok(());
         }
-        let listening = Listening::bind(ADDRESS.into()).await?;
+        let listening = Listening::bind((*ADDRESS.ip()).into()).await?;
+        let redirect = Redirect::attach(Path::new(ROOT_CGROUP), listening.port()?)?;
         let (sender, upstream) = watch::channel(upstream);
         let resolver = Resolver {
             connect: || vsock::connect_to_host(ports::DNS),
@@ -85,6 +94,7 @@ impl EmbeddedDns {
         *self.lock() = Some(Server {
             task: tokio::spawn(listening.serve(resolver)),
             upstream: sender,
+            _redirect: redirect,
         });
         Ok(())
     }
@@ -94,21 +104,35 @@ impl EmbeddedDns {
     }
 }
 
-/// Both sockets of the server's address.
+/// Both sockets of the server, which have the same port.
 struct Listening {
     datagrams: Arc<UdpSocket>,
     streams: TcpListener,
 }
 
 impl Listening {
-    async fn bind(address: SocketAddr) -> io::Result<Self> {
-        let datagrams = UdpSocket::bind(address).await?;
-        // The same port, also where the kernel has chosen it.
-        let streams = TcpListener::bind(datagrams.local_addr()?).await?;
-        Ok(Self {
-            datagrams: Arc::new(datagrams),
-            streams,
-        })
+    /// Listens on a port of the kernel's choice.
+    async fn bind(address: IpAddr) -> io::Result<Self> {
+        let mut tries = 1..=PORTS;
+        loop {
+            let datagrams = UdpSocket::bind((address, 0)).await?;
+            match TcpListener::bind(datagrams.local_addr()?).await {
+                Ok(streams) => {
+                    return Ok(Self {
+                        datagrams: Arc::new(datagrams),
+                        streams,
+                    });
+                }
+                // A container has it for TCP.
+                Err(error)
+                    if error.kind() == io::ErrorKind::AddrInUse && tries.next().is_some() => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn port(&self) -> io::Result<u16> {
+        Ok(self.datagrams.local_addr()?.port())
     }
 
     /// Serves for ever. Whoever drops this ends all that it does.

@@ -8,9 +8,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// A server on a port of the kernel's choice, and the host's ends of the connections that it makes.
 async fn server(upstream: &[SocketAddr]) -> (SocketAddr, mpsc::UnboundedReceiver<DuplexStream>) {
-    let listening = Listening::bind((Ipv4Addr::LOCALHOST, 0).into())
-        .await
-        .unwrap();
+    let listening = Listening::bind(Ipv4Addr::LOCALHOST.into()).await.unwrap();
     let address = listening.datagrams.local_addr().unwrap();
     let (sender, connections) = mpsc::unbounded_channel();
     let connect = move || {
