@@ -63,7 +63,7 @@ impl Ground {
             before,
             container,
             _peer: peer,
-            leaks: LeakCheck::new(),
+            leaks: LeakCheck::with_cgroups(),
         }
     }
 

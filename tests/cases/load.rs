@@ -47,7 +47,7 @@ fn small(bundle: Bundle) -> Bundle {
 /// 50 containers take some five minutes in the test bed, 8 less than one.
 #[test]
 fn containers_of_many_callers_end_with_their_codes_and_leave_nothing() {
-    let leaks = LeakCheck::new();
+    let leaks = LeakCheck::with_cgroups();
     let hull = Hull::new();
     let start = Instant::now();
     let count = load(8, 50);
@@ -104,7 +104,7 @@ fn execs_end_with_their_codes_and_leave_no_process_and_no_descriptor() {
     let proxy = i32::try_from(hull.state("execs")["pid"].as_i64().unwrap()).unwrap();
     let holders = [pids.vmm, pids.monitor, proxy];
     let processes_before = processes(&hull, "execs");
-    let leaks = LeakCheck::new();
+    let leaks = LeakCheck::with_cgroups();
     let held = || holders.map(descriptors);
     let exec = |number: usize| {
         let code = i32::try_from(number % 256).unwrap();
@@ -149,7 +149,7 @@ fn unread(hull: &Hull, arguments: &[&str]) -> Child {
 
 #[test]
 fn a_reader_that_never_reads_blocks_nobody_else() {
-    let leaks = LeakCheck::new();
+    let leaks = LeakCheck::with_cgroups();
     let hull = Hull::new();
     let bundle = small(Bundle::shell("touch /started; exec yes"));
     let mut container = unread(&hull, &["run", "--bundle", bundle.arg(), "unread"]);
