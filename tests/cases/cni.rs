@@ -38,10 +38,13 @@ impl Machine {
         machine
     }
 
-    /// Starts a container in the namespace that pings `address` from its `own`, and waits until it has.
-    fn run(&self, hull: &Hull, model: &str, own: &str, address: &str) {
+    /// Starts a container in the namespace that serves a page at port 8080 and pings `address` from its `own`, and waits
+    /// until it has. Its root file system is in what is given back.
+    #[must_use]
+    fn run(&self, hull: &Hull, model: &str, own: &str, address: &str) -> Bundle {
         let bundle = Bundle::shell(&format!(
-            "ping -c 2 -W 20 -I {own} {address}; echo pinged $?; sleep 1000"
+            "mkdir /www; echo served > /www/page; httpd -p 8080 -h /www
+             ping -c 2 -W 20 -I {own} {address}; echo pinged $?; sleep 1000"
         ))
         .in_netns(&self.container.path())
         .with(|config| config["annotations"] = json!({ "dev.hull.network.model": model }));
@@ -53,6 +56,29 @@ impl Machine {
             text.contains("pinged")
         }));
         assert!(text.contains("pinged 0"), "{text}");
+        bundle
+    }
+
+    /// The container is reached by the port that the host has published: by the neighbour, which knows only the host, and
+    /// by the host itself, by its address and by localhost.
+    fn published_port_is_served(&self) {
+        self.host.ip("addr add 10.90.0.2/24 dev wire0");
+        for (client, address) in [
+            (&self.neighbour, "10.90.0.2"),
+            (&self.host, "10.90.0.2"),
+            (&self.host, "127.0.0.1"),
+        ] {
+            let fetch = format!("busybox wget -T 20 -q -O - http://{address}:18080/page");
+            let mut last = None;
+            let served = eventually(|| {
+                let finished = client.exec(&fetch);
+                let served = finished.text() == "served\n";
+                last = Some(finished);
+                served
+            });
+            let rules = || self.host.exec("iptables -t nat -vnL").text();
+            assert!(served, "{address}: {last:?}\n{}", rules());
+        }
     }
 }
 
@@ -104,12 +130,13 @@ fn live(
     let network = CniNetwork::new(&machine.host, plugins);
     let attachment = network.add(&machine.container, "eth0");
     let hull = Hull::new();
-    machine.run(&hull, model, &attachment.addresses()[0], target);
+    let bundle = machine.run(&hull, model, &attachment.addresses()[0], target);
     look(&machine, &attachment);
     attachment.delete();
     assert!(!network.has_reservations());
     assert!(!machine.container.links().contains(&"eth0".to_owned()));
     let _ = hull.hull(&["delete", "--force", "cni"]).expect(0);
+    drop(bundle);
     assert_eq!(machine.container.links(), ["lo"]);
     // A second time nothing is there any more, which is no failure; but `sbr` wants its interface to be there.
     if plugins.iter().all(|plugin| plugin["type"] != "sbr") {
@@ -134,6 +161,7 @@ fn everything_that_is_chained_to_a_bridge_checks_and_deletes_with_tc() {
                 .host
                 .exec(&format!("ping -c 5 -W 20 {address}"))
                 .expect(0);
+            machine.published_port_is_served();
             attachment.check_passes();
         },
     );
@@ -141,15 +169,21 @@ fn everything_that_is_chained_to_a_bridge_checks_and_deletes_with_tc() {
 
 #[test]
 fn with_a_bridge_what_looks_at_the_host_checks_and_everything_deletes() {
-    live(&bridge_and_all(), "bridge", "10.88.0.1", |_, attachment| {
-        for (plugin, verdict) in attachment.check() {
-            match (plugin.as_str(), verdict) {
-                ("bridge", Err(reason)) => assert!(reason.contains("Mac"), "{reason}"),
-                ("tuning", Err(reason)) => assert!(reason.contains("promisc"), "{reason}"),
-                (_, verdict) => assert_eq!(verdict, Ok(()), "CHECK of {plugin}"),
+    live(
+        &bridge_and_all(),
+        "bridge",
+        "10.88.0.1",
+        |machine, attachment| {
+            machine.published_port_is_served();
+            for (plugin, verdict) in attachment.check() {
+                match (plugin.as_str(), verdict) {
+                    ("bridge", Err(reason)) => assert!(reason.contains("Mac"), "{reason}"),
+                    ("tuning", Err(reason)) => assert!(reason.contains("promisc"), "{reason}"),
+                    (_, verdict) => assert_eq!(verdict, Ok(()), "CHECK of {plugin}"),
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 #[test]
