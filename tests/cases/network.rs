@@ -3,6 +3,7 @@
 use std::process::Stdio;
 
 use hull_tests::{Bundle, Hull, LeakCheck, Netns, run_ok};
+use serde_json::json;
 
 /// A container's namespace and a peer's, with one veth pair between them.
 struct Pair {
@@ -337,4 +338,92 @@ fn the_network_is_put_back_when_the_vmm_was_killed() {
         ),
         before
     );
+}
+
+/// What a container with CAP_NET_ADMIN makes for itself under another runtime, where the host's kernel has it as a module.
+#[test]
+fn a_container_makes_links_qdiscs_and_rules_for_itself() {
+    const LINKS: &[&str] = &[
+        "dummy",
+        "ifb",
+        "bridge mcast_snooping 0",
+        "veth",
+        "vrf table 10",
+        "wireguard",
+        "vxlan id 7 dstport 4789 remote 10.77.0.1",
+        "geneve id 7 remote 10.77.0.1",
+        "ipip local 10.77.0.2 remote 10.77.0.1",
+        "gre local 10.77.0.2 remote 10.77.0.1",
+        "gretap local 10.77.0.2 remote 10.77.0.1",
+        "sit local 10.77.0.2 remote 10.77.0.1",
+        "ip6gre local fd77::2 remote fd77::1",
+        "xfrm if_id 7",
+    ];
+    // Above the dummy and the veth.
+    const STACKED: &[(&str, &str)] = &[
+        ("own0", "macvlan mode bridge"),
+        ("own0", "vlan id 7"),
+        ("own3", "ipvlan mode l3"),
+    ];
+    const QDISCS: &[&str] = &[
+        "fq",
+        "fq_codel",
+        "htb",
+        "tbf rate 1mbit burst 32kbit latency 400ms",
+        "prio",
+        "sfq",
+        "netem delay 1ms",
+    ];
+    const RULES: &str = "table inet own {
+        set addresses { type ipv4_addr; flags interval; elements = { 192.0.2.0/24 } }
+        chain before {
+            type filter hook prerouting priority mangle
+            meta l4proto tcp ip daddr @addresses tproxy ip to 127.0.0.1:50080 accept
+            socket transparent 1 accept
+        }
+        chain after {
+            type nat hook postrouting priority srcnat
+            ip saddr @addresses masquerade
+        }
+    }\n";
+
+    // busybox has an ip and a tc of its own, which its shell prefers.
+    let mut script = "echo there: $(ls /sys/class/net); set -e\n".to_owned();
+    for (number, link) in LINKS.iter().enumerate() {
+        script += &format!("echo {link}; /usr/bin/ip link add own{number} type {link}\n");
+    }
+    for (parent, link) in STACKED {
+        let number = script.len();
+        script += &format!(
+            "echo {link}; /usr/bin/ip link add link {parent} name own{number} type {link}\n"
+        );
+    }
+    for qdisc in QDISCS {
+        script += &format!("echo {qdisc}; /usr/sbin/tc qdisc replace dev own0 root {qdisc}\n");
+    }
+    script += "echo filters
+        tc=/usr/sbin/tc
+        $tc qdisc add dev own0 clsact
+        $tc filter add dev own0 ingress protocol ip flower dst_ip 192.0.2.1 action drop
+        $tc filter add dev own0 ingress u32 match u32 0 0 police rate 1mbit burst 10k drop
+        $tc filter add dev own0 egress matchall action mirred egress redirect dev own1
+        echo rules; nft -f /rules
+        echo transports; cat /proc/sys/net/ipv4/tcp_available_congestion_control; ls /proc/net/sctp
+        echo all";
+    let pair = Pair::new();
+    let bundle = pair.bundle(&format!("exec 2>&1; {script}")).with(|config| {
+        let capabilities = &mut config["process"]["capabilities"];
+        for set in ["bounding", "effective", "permitted"] {
+            let set = capabilities[set].as_array_mut().unwrap();
+            set.push(json!("CAP_NET_ADMIN"));
+        }
+    });
+    for program in ["/usr/bin/ip", "/usr/sbin/tc", "/usr/sbin/nft"] {
+        bundle.add_program(program);
+    }
+    bundle.add_file("/rules", RULES.as_bytes(), 0o644);
+    let text = Hull::new().run(&bundle, "own").text();
+    assert!(text.starts_with("there: eth0 lo\n"), "{text}");
+    assert!(text.contains(" bbr") && text.contains("snmp"), "{text}");
+    assert!(text.ends_with("all\n"), "{text}");
 }
