@@ -5,13 +5,18 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 
+/// The action that is this program's own.
+pub(crate) const CLEAN_UP: &str = "clean-up";
+
 /// What the shim is to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Action {
     /// Make the process that serves, or find it.
     Start,
-    /// Clean up after one that died.
+    /// Have what is left of one that died cleaned up.
     Delete,
+    /// Clean up: how `delete` runs it.
+    CleanUp,
     /// Serve: how `start` runs it.
     #[default]
     Serve,
@@ -84,9 +89,10 @@ impl Arguments {
             None => {}
             Some("start") => arguments.action = Action::Start,
             Some("delete") => arguments.action = Action::Delete,
+            Some(CLEAN_UP) => arguments.action = Action::CleanUp,
             Some(other) => bail!("unknown action {other:?}"),
         }
-        if let Action::Start | Action::Delete | Action::Serve = arguments.action {
+        if !matches!(arguments.action, Action::Info | Action::Version) {
             arguments.check()?;
         }
         Ok(arguments)

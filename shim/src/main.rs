@@ -56,6 +56,7 @@ fn run() -> anyhow::Result<()> {
     match arguments.action {
         Action::Start => print(&bootstrap::start(&arguments)?),
         Action::Delete => print(&cleanup::delete(&arguments)?),
+        Action::CleanUp => print(&cleanup::clean_up(&arguments)?),
         Action::Serve => server::serve(&arguments),
         Action::Info => print(&info()?),
         Action::Version => print(version().as_bytes()),
