@@ -1,8 +1,11 @@
 //! The command line, by the same commands for hull and for Debian's runc: a case that runc fails is a wrong case. Where
 //! the two differ, `runtime/DIFFERENCES.md` says so.
 
-use std::process::Stdio;
+use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
+use hull_tests::command::{eventually, finish, wait};
 use hull_tests::{Bundle, Hull};
 use serde_json::Value;
 
@@ -246,4 +249,92 @@ fn errors_are_told_in_the_log_too() {
         );
         assert!(message["time"].is_string());
     });
+}
+
+/// A bundle whose program tells its service manager that it is ready once there is a file `/go`.
+fn service() -> Bundle {
+    let bundle = Bundle::shell(
+        "until test -e /go; do sleep 0.2; done; \
+         printf READY=1 | socat -u - UNIX-SENDTO:$NOTIFY_SOCKET; exec sleep 1000",
+    );
+    bundle.add_program("/usr/bin/socat");
+    bundle
+}
+
+/// Runs `command` as a service whose container becomes ready meanwhile, and gives what its manager hears first.
+fn run_as_service(bundle: &Bundle, command: &mut Command) -> [String; 2] {
+    let path = bundle.path().join("manager");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager
+        .set_read_timeout(Some(Duration::from_millis(100)))
+        .unwrap();
+    let mut child = command
+        .env("NOTIFY_SOCKET", &path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    std::fs::write(bundle.rootfs().join("go"), "").unwrap();
+    let mut heard = Vec::new();
+    let mut buffer = [0; 4096];
+    assert!(eventually(|| {
+        // runc from 1.2 on and hull send a barrier last, which is a descriptor: it has no room here, so it is closed.
+        while let Ok(length) = manager.recv(&mut buffer) {
+            heard.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
+        }
+        child.try_wait().unwrap().is_some()
+    }));
+    assert_eq!(wait(&mut child), Some(0));
+    std::fs::remove_file(path).unwrap();
+    heard.truncate(2);
+    heard.try_into().expect("two messages at least")
+}
+
+#[test]
+fn a_service_tells_its_manager_that_its_container_is_ready() {
+    with_each(|runtime| {
+        let ready = |id: &str| {
+            let pid = runtime.state(id)["pid"].clone();
+            ["READY=1\n".to_owned(), format!("MAINPID={pid}\n")]
+        };
+        let bundle = service();
+        let mut create = runtime.command(&["create", "--bundle", bundle.arg(), "c"]);
+        create
+            .env("NOTIFY_SOCKET", "/run/manager")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        assert!(create.status().unwrap().success());
+        let heard = run_as_service(&bundle, &mut runtime.command(&["start", "c"]));
+        assert_eq!(heard, ready("c"));
+        expect(runtime, "delete --force c", 0, "");
+
+        let bundle = service();
+        let words = ["run", "--detach", "--bundle", bundle.arg(), "d"];
+        let heard = run_as_service(&bundle, &mut runtime.command(&words));
+        assert_eq!(heard, ready("d"));
+        expect(runtime, "delete --force d", 0, "");
+    });
+}
+
+#[test]
+fn sockets_that_a_service_manager_has_opened_are_refused_by_hull_and_those_of_others_are_not_looked_at()
+ {
+    let bundle = Bundle::new(&["true"]);
+    with_each(|runtime| {
+        let mut of_other = runtime.command(&["run", "--bundle", bundle.arg(), "c"]);
+        of_other.env("LISTEN_FDS", "1").env("LISTEN_PID", "1");
+        let _ = finish(&mut of_other, Vec::new()).expect(0);
+    });
+    let hull = Hull::new();
+    let mut own = Command::new("sh");
+    own.args([
+        "-c",
+        "LISTEN_FDS=1 LISTEN_PID=$$ exec hull --root \"$1\" run --bundle \"$2\" c",
+        "sh",
+    ])
+    .arg(hull.root())
+    .arg(bundle.path());
+    finish(&mut own, Vec::new()).expect_error(&["LISTEN_FDS=1", "cannot be handed into a VM"]);
 }

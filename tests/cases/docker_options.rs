@@ -192,3 +192,38 @@ fn what_a_vm_cannot_do_is_refused_with_the_reason() {
     }
     leaks.nothing_left(docker.root());
 }
+
+#[test]
+fn containers_of_one_vm_share_processes_and_memory() {
+    let docker = Engine::docker();
+    let first = docker.start(
+        &["--ipc", "shareable"],
+        "echo shared > /dev/shm/word; exec sleep 12345",
+    );
+    let of_first = format!("container:{first}");
+    let shared = [
+        "--network",
+        &of_first,
+        "--pid",
+        &of_first,
+        "--ipc",
+        &of_first,
+    ];
+    docker.eventually(&first, "test -e /dev/shm/word");
+    let script = "ps -o pid,args; cat /dev/shm/word; kill -0 1 && echo may signal";
+    let seen = docker.run(&shared, &["sh", "-c", script]).expect(0).text();
+    assert!(seen.contains("1 sleep 12345"), "{seen}");
+    assert!(seen.ends_with("shared\nmay signal\n"), "{seen}");
+    // Another network is another VM, whose kernel has other processes.
+    for kind in ["pid", "ipc"] {
+        let option = format!("--{kind}={of_first}");
+        docker
+            .run(&[&option], &["true"])
+            .expect(125)
+            .expect_error(&["shares its network is in the same VM"]);
+    }
+    assert_eq!(
+        docker.exec(&first, "cat /dev/shm/word").expect(0).text(),
+        "shared\n"
+    );
+}
