@@ -1,7 +1,7 @@
 //! `events`: what a container uses, in the shape in which runc tells it (its `types/events.go`, which engines read).
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hull_agent_protocol::agent::StatsContainerResponse;
 pub use hull_vmm_protocol::control::NicTraffic;
@@ -15,6 +15,9 @@ use crate::error::Error;
 use crate::sandbox::traffic;
 use crate::store::ContainerRecord;
 use crate::vmm_process::vsock_socket;
+
+/// How long the processes of a container on the host may outlive its VM.
+const PARTING_LIMIT: Duration = Duration::from_secs(5);
 
 /// One line of `events`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -143,7 +146,7 @@ pub fn events(
     loop {
         let Reading { files, nics } = match read_running(runtime, &record) {
             Ok(reading) => reading,
-            Err(_) if ended() => return Ok(()),
+            Err(_) if ends(&ended) => return Ok(()),
             Err(error) => return Err(error),
         };
         let kills = files.keyed("memory.events", "oom_kill");
@@ -164,6 +167,19 @@ pub fn events(
             return Ok(());
         }
     }
+}
+
+/// Whether a container whose agent does not answer has `ended`, or does so at once: its VM is gone a little before its
+/// processes on the host are.
+fn ends(ended: &impl Fn() -> bool) -> bool {
+    let start = Instant::now();
+    while !ended() {
+        if start.elapsed() > PARTING_LIMIT {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    true
 }
 
 /// What a container uses at one moment.
