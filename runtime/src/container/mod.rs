@@ -29,8 +29,8 @@ pub use exec::{ExecOptions, ExecProcess, Executed, exec, exec_detached, parse_ca
 pub use id::{ContainerId, IdError};
 pub use kill::{kill, kill_exec, parse_signal};
 pub use list::list;
-pub use placement::PinnedNamespace;
 pub use pause::{pause, resume};
+pub use placement::PinnedNamespace;
 pub use ps::{host_pids, ps};
 pub use run::{RunOptions, run};
 pub use spec::default_spec;

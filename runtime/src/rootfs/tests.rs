@@ -35,13 +35,16 @@ fn translate_json(
     change(&mut config);
     std::fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
     let bundle = Bundle::load(directory.path()).unwrap();
-    let guest = translate(&"c1".parse().unwrap(), &bundle, false, &|_, path| {
-        match path.to_str() {
+    let guest = translate(
+        &"c1".parse().unwrap(),
+        &bundle,
+        false,
+        &|_, path| match path.to_str() {
             Some("/proc/7/ns/ipc") => Some(GuestNamespace::Of("/proc/42/ns/ipc".into())),
             Some("/run/utsns/7") => Some(GuestNamespace::New),
             _ => None,
-        }
-    })?;
+        },
+    )?;
     Ok((serde_json::from_slice(&guest.spec).unwrap(), guest.shares))
 }
 
