@@ -41,6 +41,8 @@ const SHARE_TAG: &str = "hull";
 const GUEST_CID: u32 = 3;
 /// How long a guest may take to write everything out and end.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
+/// How long the process of a VM whose guest is gone may take to end.
+const PARTING_LIMIT: Duration = Duration::from_secs(5);
 /// Bytes of the host's randomness that a guest gets.
 const SEED: usize = 64;
 
@@ -304,8 +306,16 @@ impl Sandbox {
         let Some(vmm) = self.record.vmm.filter(ProcessIdentity::is_alive) else {
             return Ok(());
         };
-        self.agent()?.remove_container(id)?;
-        share::detach(&vmm, id).map_err(ShareError::into)
+        let removed = self
+            .agent()
+            .and_then(|mut agent| agent.remove_container(id))
+            .map_err(crate::Error::from)
+            .and_then(|()| share::detach(&vmm, id).map_err(ShareError::into));
+        if removed.is_err() && vmm.wait_end(PARTING_LIMIT) {
+            // It was about to end, which takes some time after its guest is gone.
+            return Ok(());
+        }
+        removed
     }
 
     /// Ends the VM, if it runs: in order if the guest lets it. Gives the network namespace back.

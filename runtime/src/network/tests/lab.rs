@@ -141,7 +141,7 @@ impl Lab {
     pub(super) fn pod_as_seen(&self) -> String {
         run(
             &self.pod,
-            "ip -details link | grep -v 'altname' | sed 's/_timer *[0-9.]*//g'
+            "ip -details link | grep -v 'altname' | sed 's/_timer *[0-9.]*//g; s/fdb_n_learned [0-9]*//'
              ip address | grep -v valid_lft
              ip route show table all | sort
              ip -6 route show table all | sort
