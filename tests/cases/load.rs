@@ -44,40 +44,6 @@ fn small(bundle: Bundle) -> Bundle {
     bundle.with(|config| config["annotations"] = json!({ "dev.hull.memory_mib": "128" }))
 }
 
-/// As many as take less than a minute in the test bed.
-#[test]
-fn containers_of_many_callers_end_with_their_codes_and_leave_nothing() {
-    let leaks = LeakCheck::with_cgroups();
-    // That many boots at once take as long as the host has CPUs for them.
-    let config = tempfile::NamedTempFile::new().unwrap();
-    fs::write(config.path(), "[sandbox]\nboot_timeout_s = 200\n").unwrap();
-    let hull = Hull::with_options(&["--config", config.path().to_str().unwrap()]);
-    let start = Instant::now();
-    let count = load(8, 50);
-    let callers = load(4, 8);
-    in_parallel(callers, count, |number| {
-        let id = format!("load{number}");
-        // None that hull fails with.
-        let code = i32::try_from(number + 10).unwrap();
-        let bundle = small(Bundle::shell(&format!("echo {number}; exit {code}")));
-        if number % 2 == 0 {
-            let finished = hull.run(&bundle, &id).expect(code);
-            assert_eq!(finished.text(), format!("{number}\n"));
-        } else {
-            let output = hull.create(&bundle, &id);
-            let _ = hull.hull(&["start", &id]).expect(0);
-            hull.await_status(&id, "stopped");
-            assert_eq!(fs::read_to_string(output).unwrap(), format!("{number}\n"));
-            let _ = hull.hull(&["delete", &id]).expect(0);
-        }
-    });
-    leaks.nothing_left(&hull.root());
-    println!(
-        "{count} containers by {callers} callers: {:?}",
-        start.elapsed()
-    );
-}
-
 /// The descriptors of a process.
 fn descriptors(pid: i32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd"))
