@@ -16,7 +16,7 @@ use crate::{close_on_exec_from, take_inherited_fd};
 
 /// The command that runs this program once more. It is the link itself: the file may have been replaced since this
 /// process was started.
-pub(crate) fn command() -> Command {
+pub fn command() -> Command {
     Command::new("/proc/self/exe")
 }
 

@@ -6,10 +6,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, bail};
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
+use hull_runtime::own_program;
 use protobuf::Message;
 use sha2::{Digest, Sha256};
 
@@ -175,7 +176,7 @@ fn spawn(arguments: &Arguments, listener: UnixListener, events: &str) -> anyhow:
     if events.is_empty() {
         bail!("containerd does not say where events go");
     }
-    let mut command = Command::new("/proc/self/exe");
+    let mut command = own_program::command();
     command
         .arg0(crate::NAME)
         .args(["-namespace", &arguments.namespace])

@@ -5,12 +5,12 @@
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::SystemTime;
 
 use anyhow::{Context, bail};
 use containerd_shim_protos::api::DeleteResponse;
-use hull_runtime::container;
+use hull_runtime::{container, own_program};
 use protobuf::Message;
 
 use crate::arguments::{Arguments, CLEAN_UP};
@@ -21,7 +21,7 @@ use crate::{bootstrap, rootfs, state};
 pub(crate) fn delete(arguments: &Arguments) -> anyhow::Result<Vec<u8>> {
     let bundle = arguments.bundle.as_deref().unwrap_or(Path::new("."));
     let bundle = std::path::absolute(bundle).context("the bundle")?;
-    let output = Command::new("/proc/self/exe")
+    let output = own_program::command()
         .arg0(crate::NAME)
         .args(["-namespace", &arguments.namespace])
         .args(["-id", &arguments.id])

@@ -82,10 +82,10 @@ pub struct Config {
     pub vcpus: u8,
     /// Memory in MiB of a VM that nothing else is asked for.
     pub memory_mib: u32,
-    /// vCPUs that a VM can grow to.
-    pub max_vcpus: u8,
-    /// Memory in MiB that a VM can grow to.
-    pub max_memory_mib: u32,
+    /// vCPUs that a VM can grow to; as many as the host has CPUs, within reason, if none.
+    pub max_vcpus: Option<u8>,
+    /// Memory in MiB that a VM can grow to; the host's if none.
+    pub max_memory_mib: Option<u32>,
     /// Memory in MiB that a VM has beyond the memory limit of its container.
     pub memory_overhead_mib: u32,
     /// How long a VM may take to boot.
@@ -152,14 +152,14 @@ impl Config {
             early_serial: guest.early_serial.unwrap_or(false),
             vcpus: sizing::vcpus("sandbox.vcpus", sandbox.vcpus.unwrap_or(1))?,
             memory_mib: sizing::memory("sandbox.memory_mib", sandbox.memory_mib.unwrap_or(512))?,
-            max_vcpus: match sandbox.max_vcpus {
-                Some(vcpus) => sizing::vcpus("sandbox.max_vcpus", vcpus)?,
-                None => sizing::default_max_vcpus(),
-            },
-            max_memory_mib: match sandbox.max_memory_mib {
-                Some(mib) => sizing::memory("sandbox.max_memory_mib", mib)?,
-                None => sizing::host_memory_mib(),
-            },
+            max_vcpus: sandbox
+                .max_vcpus
+                .map(|vcpus| sizing::vcpus("sandbox.max_vcpus", vcpus))
+                .transpose()?,
+            max_memory_mib: sandbox
+                .max_memory_mib
+                .map(|mib| sizing::memory("sandbox.max_memory_mib", mib))
+                .transpose()?,
             memory_overhead_mib: sandbox.memory_overhead_mib.unwrap_or(128),
             boot_limit,
             network_model: network.model.unwrap_or_default(),

@@ -47,8 +47,8 @@ impl VmSize {
     /// What a VM of `size` can grow to.
     pub(super) fn most(config: &Config, size: Self) -> Self {
         size.or_more(Self {
-            vcpus: config.max_vcpus,
-            memory_mib: config.max_memory_mib,
+            vcpus: config.max_vcpus.unwrap_or_else(default_max_vcpus),
+            memory_mib: config.max_memory_mib.unwrap_or_else(host_memory_mib),
         })
     }
 
@@ -184,7 +184,7 @@ pub(super) fn memory(name: &'static str, value: u64) -> Result<u32, ConfigError>
 }
 
 /// The host's memory in MiB; no bound if it cannot be read.
-pub(super) fn host_memory_mib() -> u32 {
+fn host_memory_mib() -> u32 {
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     meminfo
         .lines()
@@ -196,7 +196,7 @@ pub(super) fn host_memory_mib() -> u32 {
 }
 
 /// vCPUs that a VM can grow to if nothing is said: as the host has CPUs, within reason.
-pub(super) fn default_max_vcpus() -> u8 {
+fn default_max_vcpus() -> u8 {
     host_cpus().min(DEFAULT_MAX_VCPUS)
 }
 
@@ -275,7 +275,7 @@ mod tests {
     #[test]
     fn a_vm_grows_to_what_the_configuration_says_and_never_to_less_than_it_has() {
         let mut config = Config::resolve(ConfigFile::default(), Path::new("/usr")).unwrap();
-        (config.max_vcpus, config.max_memory_mib) = (4, 1024);
+        (config.max_vcpus, config.max_memory_mib) = (Some(4), Some(1024));
         for (size, most) in [
             ((1, 512), (4, 1024)),
             ((8, 512), (8, 1024)),

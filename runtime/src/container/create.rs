@@ -85,8 +85,7 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
         |kind, path: &Path| resolve_namespace(store, placement.sandbox.as_ref(), kind, path);
     let guest = rootfs::translate(&options.id, &bundle, options.notifies, &resolve)?;
     let cgroup = Cgroup::of(bundle.cgroups_path(), runtime.systemd_cgroup, &options.id)?;
-    let mut record = new_record(options, &bundle, &placement, &cgroup)?;
-    record.limits = wanted.limits;
+    let mut record = new_record(options, &bundle, &placement, &cgroup, wanted.limits)?;
     store.save_container(&record)?;
     stopwatch.phase("validate");
 
@@ -117,7 +116,7 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
         Some(mut sandbox) => {
             sandbox.check_model(annotated_model(&annotations)?)?;
             sandbox.ensure_monitor()?;
-            let all = limits_of_others(store, &sandbox, &options.id)?.and(record.limits);
+            let all = limits_of_others(&sandbox, &options.id)?.and(record.limits);
             sandbox.grow(all.with_overhead(&runtime.config))?;
             PendingSandbox::join(sandbox, &options.id)
         }
@@ -241,6 +240,7 @@ fn new_record(
     bundle: &Bundle,
     placement: &Placement,
     cgroup: &Cgroup,
+    limits: VmSize,
 ) -> Result<ContainerRecord, Error> {
     let hooks = bundle.hooks();
     let uid = Uid::effective();
@@ -268,7 +268,7 @@ fn new_record(
         creator: Some(ProcessIdentity::own().map_err(ContainerError::OwnProcess)?),
         proxy: None,
         cgroup: Some(cgroup.clone()),
-        limits: VmSize::default(),
+        limits,
         guest_pid: None,
         poststart: HookKind::Poststart.of(&hooks).to_vec(),
         poststop: HookKind::Poststop.of(&hooks).to_vec(),

@@ -6,11 +6,10 @@ use super::create::run_poststop;
 use super::state::{Status, status};
 use super::{ContainerError, ContainerId};
 use crate::Runtime;
-use crate::agent_client::AgentClient;
 use crate::error::{Error, chain};
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, agent_of};
 use crate::store::{ContainerRecord, StoreError};
-use crate::vmm_process::{self, vsock_socket};
+use crate::vmm_process;
 
 /// How long a container that was killed may take to end, with its VM.
 const END_LIMIT: Duration = Duration::from_secs(30);
@@ -78,8 +77,7 @@ fn end(runtime: &Runtime, record: &ContainerRecord) -> Result<(), Error> {
     let Some(proxy) = record.proxy else {
         return Ok(());
     };
-    let directory = runtime.store.sandbox_directory(&record.sandbox_id);
-    let killed = AgentClient::connect(&vsock_socket(&directory))
+    let killed = agent_of(&runtime.store, &record.sandbox_id)
         .and_then(|mut agent| agent.signal(&record.id, "", libc::SIGKILL.unsigned_abs(), true));
     match killed {
         Ok(()) if proxy.wait_end(END_LIMIT) => return Ok(()),
@@ -93,7 +91,7 @@ fn end(runtime: &Runtime, record: &ContainerRecord) -> Result<(), Error> {
     if let Ok(sandbox) = runtime.store.sandbox(&record.sandbox_id)
         && let Some(vmm) = sandbox.vmm
     {
-        vmm_process::stop(&vmm, &directory)?;
+        vmm_process::stop(&vmm, &runtime.store.sandbox_directory(&record.sandbox_id))?;
     }
     Ok(())
 }

@@ -1,23 +1,18 @@
 //! `events`: what a container uses, in the shape in which runc tells it (its `types/events.go`, which engines read).
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hull_agent_protocol::agent::StatsContainerResponse;
 pub use hull_vmm_protocol::control::NicTraffic;
 use serde::Serialize;
 
-use super::state::{Status, status};
-use super::{ContainerError, ContainerId};
+use super::ContainerId;
+use super::state::live_status;
 use crate::Runtime;
-use crate::agent_client::AgentClient;
 use crate::error::Error;
-use crate::sandbox::traffic;
+use crate::sandbox::{PARTING_LIMIT, agent_of, traffic};
 use crate::store::ContainerRecord;
-use crate::vmm_process::vsock_socket;
-
-/// How long the processes of a container on the host may outlive its VM.
-const PARTING_LIMIT: Duration = Duration::from_secs(5);
 
 /// One line of `events`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -133,20 +128,19 @@ pub fn events(
     mut tell: impl FnMut(&Event) -> bool,
 ) -> Result<(), Error> {
     let record = runtime.store.container(id)?;
-    let ended = || {
-        matches!(
-            status(&runtime.store, &record),
-            Status::Stopped | Status::Creating
-        )
-    };
-    if ended() {
-        return Err(ContainerError::NotRunning.into());
-    }
+    live_status(&runtime.store, &record)?;
     let mut out_of_memory = None;
     loop {
         let Reading { files, nics } = match read_running(runtime, &record) {
             Ok(reading) => reading,
-            Err(_) if ends(&ended) => return Ok(()),
+            // The VM is gone a little before the container's process on the host is.
+            Err(_)
+                if record
+                    .proxy
+                    .is_none_or(|proxy| proxy.wait_end(PARTING_LIMIT)) =>
+            {
+                return Ok(());
+            }
             Err(error) => return Err(error),
         };
         let kills = files.keyed("memory.events", "oom_kill");
@@ -163,23 +157,10 @@ pub fn events(
             return Ok(());
         }
         std::thread::sleep(interval);
-        if ended() {
+        if live_status(&runtime.store, &record).is_err() {
             return Ok(());
         }
     }
-}
-
-/// Whether a container whose agent does not answer has `ended`, or does so at once: its VM is gone a little before its
-/// processes on the host are.
-fn ends(ended: &impl Fn() -> bool) -> bool {
-    let start = Instant::now();
-    while !ended() {
-        if start.elapsed() > PARTING_LIMIT {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    true
 }
 
 /// What a container uses at one moment.
@@ -197,15 +178,12 @@ pub struct Reading {
 /// It does not run, or its agent does not answer.
 pub fn read(runtime: &Runtime, id: &ContainerId) -> Result<Reading, Error> {
     let record = runtime.store.container(id)?;
-    match status(&runtime.store, &record) {
-        Status::Stopped | Status::Creating => Err(ContainerError::NotRunning.into()),
-        Status::Created | Status::Running | Status::Paused => read_running(runtime, &record),
-    }
+    live_status(&runtime.store, &record)?;
+    read_running(runtime, &record)
 }
 
 fn read_running(runtime: &Runtime, record: &ContainerRecord) -> Result<Reading, Error> {
-    let socket = vsock_socket(&runtime.store.sandbox_directory(&record.sandbox_id));
-    let answer = AgentClient::connect(&socket)?.stats_container(&record.id)?;
+    let answer = agent_of(&runtime.store, &record.sandbox_id)?.stats_container(&record.id)?;
     Ok(Reading {
         files: CgroupFiles(answer),
         nics: traffic(&runtime.store, &record.sandbox_id)?,

@@ -8,16 +8,14 @@ use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process, Us
 use super::state::{Status, status};
 use super::{Console, ContainerError, ContainerId, write_pid_file};
 use crate::Runtime;
-use crate::agent_client::AgentClient;
 use crate::bundle::{BundleError, read_process, read_spec, validate_process};
 use crate::error::{Error, chain};
 use crate::process_proxy::foreground::{HeldSignals, RawTerminal};
 use crate::process_proxy::{Attach, NewProxy, Setup, StandardStreams, Streams};
 use crate::rootfs::translate_process;
-use crate::sandbox::ensure_monitor;
+use crate::sandbox::{agent_of, ensure_monitor};
 use crate::store::ContainerRecord;
 use crate::timing::Moment;
-use crate::vmm_process::vsock_socket;
 
 /// What `exec` is told.
 #[derive(Clone, Debug)]
@@ -174,8 +172,7 @@ fn start(
     // The proxy's pid alone could come again while the agent still knows the one before.
     let identity = proxy.identity();
     let exec_id = format!("exec-{}-{}", identity.pid, identity.start_time);
-    let socket = vsock_socket(&runtime.store.sandbox_directory(&record.sandbox_id));
-    let mut agent = AgentClient::connect(&socket)?;
+    let mut agent = agent_of(&runtime.store, &record.sandbox_id)?;
     agent.exec_process(&record.id, &exec_id, translate_process(process)?)?;
     let attached = proxy
         .attach(&Attach {

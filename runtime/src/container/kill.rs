@@ -2,12 +2,11 @@
 
 use nix::sys::signal::Signal;
 
-use super::state::{Status, status};
+use super::state::{Status, live_status, status};
 use super::{ContainerError, ContainerId};
 use crate::Runtime;
-use crate::agent_client::AgentClient;
 use crate::error::Error;
-use crate::vmm_process::vsock_socket;
+use crate::sandbox::agent_of;
 
 /// Sends `signal` to the container `id`.
 ///
@@ -20,9 +19,8 @@ pub fn kill(runtime: &Runtime, id: &ContainerId, signal: u32, all: bool) -> Resu
         Status::Stopped | Status::Creating => return Err(ContainerError::NotRunning.into()),
         Status::Created | Status::Running | Status::Paused => {}
     }
-    let socket = vsock_socket(&runtime.store.sandbox_directory(&record.sandbox_id));
-    let sent =
-        AgentClient::connect(&socket).and_then(|mut agent| agent.signal(id, "", signal, all));
+    let sent = agent_of(&runtime.store, &record.sandbox_id)
+        .and_then(|mut agent| agent.signal(id, "", signal, all));
     // It may have ended between the look and the signal.
     if sent.is_err() && status(&runtime.store, &record) == Status::Stopped {
         return Err(ContainerError::NotRunning.into());
@@ -42,14 +40,9 @@ pub fn kill_exec(
     signal: u32,
 ) -> Result<(), Error> {
     let record = runtime.store.container(id)?;
-    if matches!(
-        status(&runtime.store, &record),
-        Status::Stopped | Status::Creating
-    ) {
-        return Err(ContainerError::NotRunning.into());
-    }
-    let socket = vsock_socket(&runtime.store.sandbox_directory(&record.sandbox_id));
-    Ok(AgentClient::connect(&socket)?.signal(id, exec_id, signal, false)?)
+    live_status(&runtime.store, &record)?;
+    let mut agent = agent_of(&runtime.store, &record.sandbox_id)?;
+    Ok(agent.signal(id, exec_id, signal, false)?)
 }
 
 /// Reads a signal: a number, a name, or a name without its `SIG`, in any case; `RTMIN+3` too.

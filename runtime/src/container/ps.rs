@@ -5,9 +5,8 @@ use hull_agent_protocol::agent::list_processes_response::Process;
 use super::state::{Status, status};
 use super::{ContainerError, ContainerId};
 use crate::Runtime;
-use crate::agent_client::AgentClient;
 use crate::error::Error;
-use crate::vmm_process::vsock_socket;
+use crate::sandbox::agent_of;
 
 /// The processes of a container; none of one that has stopped.
 ///
@@ -20,8 +19,7 @@ pub fn ps(runtime: &Runtime, id: &ContainerId) -> Result<Vec<Process>, Error> {
         Status::Creating => return Err(ContainerError::NotRunning.into()),
         Status::Created | Status::Running | Status::Paused => {}
     }
-    let socket = vsock_socket(&runtime.store.sandbox_directory(&record.sandbox_id));
-    let mut agent = AgentClient::connect(&socket)?;
+    let mut agent = agent_of(&runtime.store, &record.sandbox_id)?;
     Ok(agent.list_processes(id)?.processes)
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::ContainerId;
+use super::{ContainerError, ContainerId};
 use crate::Runtime;
 use crate::process_identity::ProcessIdentity;
 use crate::store::{ContainerRecord, Lifecycle, Store};
@@ -128,6 +128,20 @@ pub(super) fn status(store: &Store, record: &ContainerRecord) -> Status {
         Lifecycle::Creating | Lifecycle::Created => Status::Created,
         Lifecycle::Started => Status::Running,
         Lifecycle::Paused => Status::Paused,
+    }
+}
+
+/// The state of a container that has processes.
+///
+/// # Errors
+/// It has none yet, or none any more.
+pub(super) fn live_status(
+    store: &Store,
+    record: &ContainerRecord,
+) -> Result<Status, ContainerError> {
+    match status(store, record) {
+        Status::Stopped | Status::Creating => Err(ContainerError::NotRunning),
+        status => Ok(status),
     }
 }
 

@@ -2,14 +2,14 @@
 
 use oci_spec::runtime::LinuxResources;
 
-use super::state::{Status, status};
-use super::{ContainerError, ContainerId, in_use};
+use super::state::live_status;
+use super::{ContainerId, in_use};
 use crate::Runtime;
 use crate::config::VmSize;
 use crate::error::Error;
 use crate::rootfs::RootfsError;
 use crate::sandbox::Sandbox;
-use crate::store::{Store, StoreError};
+use crate::store::StoreError;
 
 /// Sets the limits that `resources` names, and leaves the others as they are. The VM grows if they take more than it
 /// has.
@@ -24,12 +24,10 @@ pub fn update(
     let store = &runtime.store;
     let mut sandbox = Sandbox::open(store, &store.container(id)?.sandbox_id)?;
     let mut record = store.container(id)?;
-    if matches!(status(store, &record), Status::Stopped | Status::Creating) {
-        return Err(ContainerError::NotRunning.into());
-    }
+    live_status(store, &record)?;
     record.limits = record.limits.updated(resources);
     sandbox.check_can_hold(record.limits)?;
-    let all = limits_of_others(store, &sandbox, id)?.and(record.limits);
+    let all = limits_of_others(&sandbox, id)?.and(record.limits);
     sandbox.grow(all.with_overhead(&runtime.config))?;
     let encoded = serde_json::to_vec(resources).map_err(RootfsError::Encode)?;
     sandbox.agent()?.update_container(id, encoded)?;
@@ -42,14 +40,10 @@ pub fn update(
 }
 
 /// What the containers of a sandbox but for `id` may use together.
-pub(super) fn limits_of_others(
-    store: &Store,
-    sandbox: &Sandbox,
-    id: &ContainerId,
-) -> Result<VmSize, StoreError> {
-    let records = store.containers()?;
-    Ok(records
+pub(super) fn limits_of_others(sandbox: &Sandbox, id: &ContainerId) -> Result<VmSize, StoreError> {
+    let others = sandbox.containers_but(id)?;
+    Ok(others
         .iter()
-        .filter(|record| record.sandbox_id == *sandbox.id() && record.id != *id && in_use(record))
+        .filter(|record| in_use(record))
         .fold(VmSize::default(), |all, record| all.and(record.limits)))
 }

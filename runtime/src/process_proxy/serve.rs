@@ -5,8 +5,9 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use hull_agent_protocol::stdio::{StreamKind, StreamRequest};
 use hull_vmm_protocol::socket::{parse, receive, send};
@@ -223,12 +224,18 @@ impl Session {
             signals,
             origin,
         } = self;
-        let notifier = notifications.and_then(|(stream, address)| {
-            let carry = move || notify::carry(stream, &address);
+        let said = notifications.and_then(|(stream, address)| {
+            let (all_said, said) = mpsc::sync_channel::<()>(0);
+            let carry = move || {
+                // Gone with this thread.
+                let _all_said = all_said;
+                notify::carry(stream, &address);
+            };
             let started = thread::Builder::new().name("notify".into()).spawn(carry);
             started
                 .inspect_err(|error| tracing::error!(%error, "process proxy: notifications"))
                 .ok()
+                .map(|_| said)
         });
         let outputs = match carry(&streams, origin) {
             Ok(outputs) => outputs,
@@ -273,21 +280,14 @@ impl Session {
             output.finish(untaken);
         }
         drop(lease);
-        if let Some(notifier) = notifier {
-            await_last_words(&notifier);
+        // What the process has said before its end is still handed on, unless the engine does not listen.
+        if let Some(said) = said {
+            let _ = said.recv_timeout(LAST_WORDS);
         }
         if attach.exec_id.is_empty() {
             end_sandbox(&store, &attach);
         }
         code
-    }
-}
-
-/// What the process has said before its end is still handed on, unless the engine does not listen.
-fn await_last_words(notifier: &JoinHandle<()>) {
-    let deadline = Instant::now() + LAST_WORDS;
-    while !notifier.is_finished() && Instant::now() < deadline {
-        thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -55,9 +55,9 @@ pub struct NewProxy {
 }
 
 impl NewProxy {
-    /// Starts a proxy in `netns` (or where its maker is), with `stdio`, or the maker's standard streams if that
-    /// is none, and waits until it holds what `setup` says. It has the words of its process, `args`, for its own, so that whoever lists the host's
-    /// processes by the pids that hull gives finds what runs in the guest.
+    /// Starts a proxy in `netns` (or where its maker is), with `stdio`, or the maker's standard streams if that is none,
+    /// and waits until it holds what `setup` says. It has the words of its process, `args`, for its own, so that whoever
+    /// lists the host's processes by the pids that hull gives finds what runs in the guest.
     ///
     /// # Errors
     /// See [`ProxyError`].

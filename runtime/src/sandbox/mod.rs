@@ -41,8 +41,8 @@ const SHARE_TAG: &str = "hull";
 const GUEST_CID: u32 = 3;
 /// How long a guest may take to write everything out and end.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
-/// How long the process of a VM whose guest is gone may take to end.
-const PARTING_LIMIT: Duration = Duration::from_secs(5);
+/// How long the processes of a VM whose guest is gone may take to end.
+pub const PARTING_LIMIT: Duration = Duration::from_secs(5);
 /// Bytes of the host's randomness that a guest gets.
 const SEED: usize = 64;
 
@@ -428,4 +428,12 @@ fn random_bytes() -> Result<Vec<u8>, SandboxError> {
         .and_then(|mut file| file.read_exact(&mut bytes))
         .map_err(SandboxError::Entropy)?;
     Ok(bytes)
+}
+
+/// A connection to the agent of the sandbox `id`, for calls that need not wait for the sandbox's lock.
+///
+/// # Errors
+/// It does not answer: its VM may be gone.
+pub fn agent_of(store: &Store, id: &ContainerId) -> Result<AgentClient, AgentError> {
+    AgentClient::connect(&vmm_process::vsock_socket(&store.sandbox_directory(id)))
 }
