@@ -42,10 +42,7 @@ impl Ground {
         );
         container.ip("route add default via 10.77.0.1");
         container.ip("neigh add 10.77.0.9 lladdr 02:00:00:00:00:09 dev eth0 nud permanent");
-        assert!(eventually(|| {
-            let addresses = container.ip("-6 addr show dev eth0");
-            addresses.contains("fe80") && !addresses.contains("tentative")
-        }));
+        container.settle("eth0");
         let bundle = Bundle::new(&["sleep", "1000"])
             .in_netns(&container.path())
             .with(|config| {

@@ -23,10 +23,7 @@ impl Pair {
         );
         container.ip("route add default via 10.77.0.1 src 10.77.0.2");
         container.ip("-6 route add default via fd77::1 metric 512");
-        // What the kernel does by itself with a new link is over before a case looks at it.
-        assert!(hull_tests::command::eventually(|| {
-            !container.ip("-6 addr").contains("tentative")
-        }));
+        container.settle("eth0");
         Self { container, peer }
     }
 

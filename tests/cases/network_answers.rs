@@ -32,9 +32,7 @@ impl Plugged {
         );
         plugged.host.ip("link set port0 master br0");
         plugged.container.ip("route add default via 10.91.0.1");
-        assert!(eventually(|| {
-            !plugged.container.ip("-6 addr").contains("tentative")
-        }));
+        plugged.container.settle("eth0");
         plugged
     }
 

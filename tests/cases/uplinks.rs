@@ -45,24 +45,7 @@ impl Machine {
             .ip(&format!("addr add 10.92.0.1/24 dev {other}"));
         self.neighbour
             .ip(&format!("addr add fd92::1/64 dev {other} nodad"));
-        self.settle();
-    }
-
-    /// Waits until what the kernel does by itself with a new link is over: it has its carrier, which a bridge is given
-    /// up to a second late, its link-local address, and no address whose duplicates are still looked for.
-    fn settle(&self) {
-        let seen = std::cell::RefCell::default();
-        let settled = eventually(|| {
-            let eth0 = self.container.ip("addr show dev eth0");
-            let all = self.container.ip("addr") + &self.container.ip("route show table all");
-            let settled = eth0.contains("LOWER_UP")
-                && eth0.contains("inet6 fe80::")
-                && !all.contains("tentative")
-                && !all.contains("linkdown");
-            seen.replace(all);
-            settled
-        });
-        assert!(settled, "{seen:?}");
+        self.container.settle("eth0");
     }
 
     /// What a sandbox must leave as it is.
@@ -207,7 +190,7 @@ fn two_containers_on_ipvlans_of_one_parent_reach_each_other() {
         netns.ip(&format!("addr add 10.92.0.{number}/24 dev eth0"));
         netns.ip("link set eth0 up");
     }
-    machine.settle();
+    machine.container.settle("eth0");
     let hull = Hull::new();
     let waiting = Bundle::shell("sleep 1000").in_netns(&sibling.path());
     let _output = hull.create(&waiting, "sibling");
@@ -256,7 +239,7 @@ fn an_ipvlan_works_by_tc_in_mode_l3() {
             .neighbour
             .ip(&format!("{family} route add {network} via {host}"));
     }
-    machine.settle();
+    machine.container.settle("eth0");
     let before = machine.facts();
     let hull = Hull::new();
     let bundle = machine.bundle(
@@ -392,7 +375,7 @@ fn a_dummy_gives_the_guest_its_addresses() {
     machine.container.ip("link add eth0 type dummy");
     machine.container.ip("addr add 10.92.0.2/32 dev eth0");
     machine.container.ip("link set eth0 up");
-    machine.settle();
+    machine.container.settle("eth0");
     let before = machine.facts();
     let hull = Hull::new();
     let bundle = machine.bundle(

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
 
-use crate::command::{Finished, run, run_ok};
+use crate::command::{Finished, eventually, run, run_ok};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -92,6 +92,25 @@ impl Netns {
             }
             side.ip(&format!("link set {link} up"));
         }
+    }
+
+    /// Waits until what the kernel does by itself with the new link `link` is over: it has its carrier, which a bridge is
+    /// given up to a second late, its link-local address, and there is no address whose duplicates are still looked for.
+    ///
+    /// # Panics
+    /// It never is.
+    #[track_caller]
+    pub fn settle(&self, link: &str) {
+        let mut seen = String::new();
+        let settled = eventually(|| {
+            let own = self.ip(&format!("addr show dev {link}"));
+            seen = self.ip("addr") + &self.ip("route show table all");
+            own.contains("LOWER_UP")
+                && own.contains("inet6 fe80::")
+                && !seen.contains("tentative")
+                && !seen.contains("linkdown")
+        });
+        assert!(settled, "{seen}");
     }
 
     /// The MAC address of a link.

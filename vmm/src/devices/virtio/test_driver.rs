@@ -1,8 +1,8 @@
 //! A driver for tests: it lays out one split queue in guest memory and writes it as a guest would, properly or not.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::{RawDescriptor, split::Descriptor};
@@ -10,8 +10,8 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::device::Interrupt;
-use crate::memory::GuestMemory;
+use super::device::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};
+use crate::memory::{GuestMemory, SharedMemory};
 
 /// A descriptor's flags as the tests write them.
 pub(crate) const READ: u16 = 0;
@@ -228,6 +228,23 @@ impl Interrupt for TestInterrupt {
             .or_insert_with(|| EventFd::new(EFD_NONBLOCK).expect("eventfd"));
         Some(event.try_clone().expect("eventfd"))
     }
+}
+
+/// Activates a device of one queue that the guest's driver has not enabled, which it must refuse.
+pub(crate) fn assert_refuses_a_queue_that_was_not_enabled(device: &mut impl VirtioDevice) {
+    let memory = guest_memory(0x1_0000);
+    let mut queue = TestDriver::new(&memory, 0, 64).queue();
+    queue.set_ready(false);
+    let result = device.activate(Activation {
+        memory: SharedMemory::new(memory),
+        features: 0,
+        queues: vec![ActiveQueue {
+            queue,
+            kick: EventFd::new(0).expect("eventfd"),
+        }],
+        interrupt: Arc::new(TestInterrupt::default()),
+    });
+    assert!(matches!(result, Err(ActivateError::QueueNotReady(0))));
 }
 
 /// Reads guest memory.

@@ -5,7 +5,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::*;
 use crate::devices::virtio::device::ActiveQueue;
 use crate::devices::virtio::test_driver::{
-    READ, TestDriver, TestInterrupt, WRITE, eventually, guest_memory, read_bytes, write_bytes,
+    READ, TestDriver, TestInterrupt, WRITE, assert_refuses_a_queue_that_was_not_enabled,
+    eventually, guest_memory, read_bytes, write_bytes,
 };
 use crate::memory::SharedMemory;
 
@@ -75,19 +76,6 @@ fn the_driver_is_told_of_what_is_wanted_and_keeps_what_it_has_over_a_reset() {
 
 #[test]
 fn a_queue_that_was_not_enabled_is_refused() {
-    let memory = guest_memory(0x1_0000);
-    let mut queue = TestDriver::new(&memory, 0, 64).queue();
-    queue.set_ready(false);
-    let activation = Activation {
-        memory: SharedMemory::new(memory),
-        features: 0,
-        queues: vec![ActiveQueue {
-            queue,
-            kick: EventFd::new(0).unwrap(),
-        }],
-        interrupt: Arc::new(TestInterrupt::default()),
-    };
     let region = Arc::new(Region::new(START..START + BLOCK));
-    let result = Mem::new(region).activate(activation);
-    assert!(matches!(result, Err(ActivateError::QueueNotReady(0))));
+    assert_refuses_a_queue_that_was_not_enabled(&mut Mem::new(region));
 }

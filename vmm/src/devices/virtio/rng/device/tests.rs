@@ -3,7 +3,8 @@ use std::sync::Arc;
 use super::*;
 use crate::devices::virtio::device::ActiveQueue;
 use crate::devices::virtio::test_driver::{
-    TestDriver, TestInterrupt, WRITE, eventually, guest_memory, read_bytes,
+    TestDriver, TestInterrupt, WRITE, assert_refuses_a_queue_that_was_not_enabled, eventually,
+    guest_memory, read_bytes,
 };
 use crate::memory::SharedMemory;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -44,18 +45,5 @@ fn the_device_works_again_after_a_reset() {
 
 #[test]
 fn a_queue_that_was_not_enabled_is_refused() {
-    let memory = guest_memory(0x10000);
-    let mut queue = TestDriver::new(&memory, 0, 64).queue();
-    queue.set_ready(false);
-    let activation = Activation {
-        memory: SharedMemory::new(memory),
-        features: 0,
-        queues: vec![ActiveQueue {
-            queue,
-            kick: EventFd::new(0).unwrap(),
-        }],
-        interrupt: Arc::new(TestInterrupt::default()),
-    };
-    let result = Rng::new().unwrap().activate(activation);
-    assert!(matches!(result, Err(ActivateError::QueueNotReady(0))));
+    assert_refuses_a_queue_that_was_not_enabled(&mut Rng::new().unwrap());
 }
