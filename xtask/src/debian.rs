@@ -1,4 +1,4 @@
-//! Packages of Debian 13, whatever Debian the host runs.
+//! Debian's releases, where their packages come from, and packages of Debian 13, whatever Debian the host runs.
 //!
 //! apt is used with lists and a cache of our own, so neither root nor a change to the host's
 //! configuration is needed. The mirror is the one that the host's own apt uses for Debian, or
@@ -13,8 +13,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::{cache, command};
 
-/// The release that the guest's kernel and the test bed come from.
-pub(crate) const SUITE: &str = "trixie";
+/// The release that the guest's kernel comes from.
+const SUITE: &str = Release::Trixie.suite();
 
 const LISTS_ARE_FRESH: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -23,12 +23,53 @@ const KEYRINGS: [&str; 2] = [
     "/usr/share/keyrings/debian-archive-keyring.gpg",
 ];
 
+/// A release of Debian, by the name of its suite.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Release {
+    /// Debian 12
+    Bookworm,
+    /// Debian 13
+    #[default]
+    Trixie,
+    /// Unstable, which changes every day
+    Sid,
+}
+
+impl Release {
+    pub(crate) const fn suite(self) -> &'static str {
+        match self {
+            Self::Bookworm => "bookworm",
+            Self::Trixie => "trixie",
+            Self::Sid => "sid",
+        }
+    }
+}
+
+/// Where the packages of all releases come from.
+pub(crate) struct Mirror {
+    pub(crate) address: String,
+    /// What the archive's signatures are checked with.
+    pub(crate) keyring: PathBuf,
+}
+
+impl Mirror {
+    /// The one that this host uses.
+    pub(crate) fn of_host() -> Result<Mirror> {
+        let keyring = KEYRINGS
+            .iter()
+            .map(PathBuf::from)
+            .find(|path| path.exists())
+            .context("no Debian keyring here: install debian-archive-keyring")?;
+        let address = address()?;
+        Ok(Mirror { address, keyring })
+    }
+}
+
 /// apt's view of Debian 13.
 pub(crate) struct Archive {
     /// Holds `sources.sources`, `lists`, `cache` and an empty `status`.
     directory: PathBuf,
-    mirror: String,
-    keyring: PathBuf,
+    mirror: Mirror,
 }
 
 impl Archive {
@@ -39,14 +80,8 @@ impl Archive {
         for needed in ["lists/partial", "cache/archives/partial", "packages"] {
             fs::create_dir_all(directory.join(needed))?;
         }
-        let keyring = KEYRINGS
-            .iter()
-            .map(PathBuf::from)
-            .find(|path| path.exists())
-            .context("no Debian keyring here: install debian-archive-keyring")?;
         let archive = Archive {
-            mirror: mirror()?,
-            keyring,
+            mirror: Mirror::of_host()?,
             directory,
         };
         fs::write(archive.directory.join("sources.sources"), archive.sources())?;
@@ -59,22 +94,12 @@ impl Archive {
         Ok(archive)
     }
 
-    /// The mirror's address, for tools such as mmdebstrap that fetch packages themselves.
-    pub(crate) fn mirror(&self) -> &str {
-        &self.mirror
-    }
-
-    /// The keyring that the archive's signatures are checked with.
-    pub(crate) fn keyring(&self) -> &Path {
-        &self.keyring
-    }
-
     /// Fetches the lists of packages anew.
     pub(crate) fn update(&self) -> Result<()> {
         let _lock = self.lock()?;
         eprintln!(
             "fetching Debian {SUITE}'s lists of packages from {}",
-            self.mirror
+            self.mirror.address
         );
         command::quiet(self.apt("apt-get").args(["update", "--error-on=any"]))?;
         fs::write(self.directory.join("updated"), self.sources())?;
@@ -164,8 +189,8 @@ impl Archive {
         format!(
             "Types: deb\nURIs: {}\nSuites: {SUITE} {SUITE}-updates\nComponents: main\n\
              Signed-By: {}\n",
-            self.mirror,
-            self.keyring.display()
+            self.mirror.address,
+            self.mirror.keyring.display()
         )
     }
 
@@ -202,8 +227,8 @@ pub(crate) fn unpack(deb: &Path, into: &Path) -> Result<()> {
     command::quiet(Command::new("dpkg-deb").arg("--extract").args([deb, into]))
 }
 
-/// The mirror of Debian's main archive: `$HULL_DEBIAN_MIRROR`, or the one in the host's own sources.
-fn mirror() -> Result<String> {
+/// The address of Debian's main archive: `$HULL_DEBIAN_MIRROR`, or the one in the host's own sources.
+fn address() -> Result<String> {
     if let Ok(mirror) = std::env::var("HULL_DEBIAN_MIRROR")
         && !mirror.is_empty()
     {

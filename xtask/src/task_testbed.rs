@@ -9,6 +9,7 @@ use std::slice;
 use anyhow::{Context, Result};
 use clap::Subcommand;
 
+use crate::debian::Release;
 use crate::testbed::cases::{self, Selection};
 use crate::testbed::instance::exit_code;
 use crate::testbed::place::{self, Place};
@@ -24,7 +25,11 @@ pub(crate) struct Arguments {
 #[derive(Subcommand)]
 enum Action {
     /// Make the image that machines are restored from, if it is not up to date.
-    Build,
+    Build {
+        /// The release of Debian in it.
+        #[arg(long, default_value = "trixie")]
+        release: Release,
+    },
     /// Run a command as root where KVM runs Linux, with this checkout's hull in the PATH.
     Exec {
         #[command(flatten)]
@@ -43,6 +48,8 @@ enum Action {
         /// The machine's name.
         #[arg(long, default_value = "cases")]
         name: String,
+        #[command(flatten)]
+        debian: Debian,
         /// Leave the machine running afterwards.
         #[arg(long)]
         keep: bool,
@@ -62,8 +69,10 @@ enum Action {
     Stop {
         #[arg(long, default_value = "default")]
         name: String,
+        #[command(flatten)]
+        debian: Debian,
         /// End all of them.
-        #[arg(long, conflicts_with = "name")]
+        #[arg(long, conflicts_with_all = ["name", "release"])]
         all: bool,
     },
     /// Say where commands would run, and which machines there are.
@@ -79,10 +88,19 @@ enum Action {
 }
 
 #[derive(clap::Args)]
+struct Debian {
+    /// A machine of this release of Debian, whatever the host can run.
+    #[arg(long)]
+    release: Option<Release>,
+}
+
+#[derive(clap::Args)]
 struct Machine {
     /// The machine's name. Machines of different names run side by side; each takes up to 6 GiB.
     #[arg(long, default_value = "default")]
     name: String,
+    #[command(flatten)]
+    debian: Debian,
     /// Restore it first, even if it runs.
     #[arg(long)]
     fresh: bool,
@@ -97,6 +115,7 @@ pub(crate) fn exec_script(machine: &str, script: &str, arguments: &[OsString]) -
     words.extend_from_slice(arguments);
     let machine = Machine {
         name: machine.to_owned(),
+        debian: Debian { release: None },
         fresh: true,
     };
     exec(&machine, &words)
@@ -104,11 +123,12 @@ pub(crate) fn exec_script(machine: &str, script: &str, arguments: &[OsString]) -
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.action {
-        Action::Build => Image::build().map(drop),
+        Action::Build { release } => Image::build(*release).map(drop),
         Action::Exec { machine, command } => exec(machine, command),
         Action::Shell { machine } => exec(machine, &["bash".into()]),
         Action::Test {
             name,
+            debian,
             keep,
             machines,
             threads,
@@ -118,13 +138,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             let threads = format!("--test-threads={threads}").into();
             cases::run(&Selection {
                 name,
+                release: debian.release,
                 machines: *machines,
                 filter: filter.as_deref(),
                 options: [slice::from_ref(&threads), options].concat(),
                 keep: *keep,
             })
         }
-        Action::Stop { name, all } => stop(name, *all),
+        Action::Stop { name, debian, all } => stop(name, debian.release, *all),
         Action::Status => status(),
         Action::Keep { name, image } => keeper::keep(name, image.clone()),
     }
@@ -132,7 +153,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// Runs the command and ends this process with its exit code.
 fn exec(machine: &Machine, words: &[OsString]) -> Result<()> {
-    let (place, reason) = place::decide()?;
+    let (place, reason) = place::decide(machine.debian.release)?;
     let started;
     let mut command = match place {
         Place::Host => {
@@ -143,9 +164,9 @@ fn exec(machine: &Machine, words: &[OsString]) -> Result<()> {
                 .env("PATH", cases::path_with_prefix()?);
             command
         }
-        Place::Nested => {
-            let image = Image::build().with_context(|| place::nowhere(&reason))?;
-            started = Instance::named(&machine.name)?.start(image, machine.fresh)?;
+        Place::Nested(release) => {
+            let image = Image::build(release).with_context(|| place::nowhere(&reason))?;
+            started = Instance::of_release(&machine.name, release)?.start(image, machine.fresh)?;
             let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
             let (terminal, variables) = if terminal {
                 let term = std::env::var_os("TERM").unwrap_or_else(|| "dumb".into());
@@ -162,11 +183,11 @@ fn exec(machine: &Machine, words: &[OsString]) -> Result<()> {
     std::process::exit(exit_code(status));
 }
 
-fn stop(name: &str, all: bool) -> Result<()> {
+fn stop(name: &str, release: Option<Release>, all: bool) -> Result<()> {
     let instances = if all {
         Instance::all()?
     } else {
-        vec![Instance::named(name)?]
+        vec![Instance::of_release(name, release.unwrap_or_default())?]
     };
     for instance in instances {
         if instance.stop()? {
@@ -177,12 +198,12 @@ fn stop(name: &str, all: bool) -> Result<()> {
 }
 
 fn status() -> Result<()> {
-    let (place, reason) = place::decide()?;
+    let (place, reason) = place::decide(None)?;
     println!(
         "commands run {}: {reason}",
         match place {
             Place::Host => "on this host",
-            Place::Nested => "in a machine",
+            Place::Nested(_) => "in a machine",
         }
     );
     for instance in Instance::all()? {

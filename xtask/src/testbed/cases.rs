@@ -16,6 +16,7 @@ use super::place::{self, Place};
 use super::ssh::Terminal;
 use super::{Image, Instance};
 use crate::command;
+use crate::debian::Release;
 use crate::workspace::{self, Executables};
 
 /// Copies the test binary `$1` from the shared directory, so that it is run from the machine's own disk.
@@ -27,6 +28,8 @@ const ALL_LINKS: (&str, &str) = ("HULL_TEST_ALL_LINKS", "1");
 
 /// What the cases are run with.
 pub(crate) struct Selection<'a> {
+    /// The release of Debian that they run on, if it matters.
+    pub(crate) release: Option<Release>,
     /// The instance they run in, if the host cannot; further ones are named after it.
     pub(crate) name: &'a str,
     /// Among how many instances they are divided.
@@ -79,12 +82,12 @@ pub(crate) fn run(selection: &Selection<'_>) -> Result<()> {
     for suite in &SUITES {
         tests.extend(suite.build(selection)?);
     }
-    let (place, reason) = place::decide()?;
+    let (place, reason) = place::decide(selection.release)?;
     eprintln!(
         "the cases run {}: {reason}",
         match place {
             Place::Host => "on this host",
-            Place::Nested => "in the test bed",
+            Place::Nested(_) => "in the test bed",
         }
     );
     let outcomes = match place {
@@ -92,9 +95,9 @@ pub(crate) fn run(selection: &Selection<'_>) -> Result<()> {
             .iter()
             .map(|tests| on_host(tests, selection))
             .collect(),
-        Place::Nested => Image::build()
+        Place::Nested(release) => Image::build(release)
             .with_context(|| place::nowhere(&reason))
-            .map(|image| nested(&tests, &image, selection))?,
+            .map(|image| nested(&tests, release, &image, selection))?,
     };
     let mut count = Count::default();
     let mut failures = Vec::new();
@@ -161,7 +164,12 @@ fn on_host(tests: &Tests, selection: &Selection<'_>) -> Result<(Count, i32)> {
 }
 
 /// Runs the tests in as many machines as there are to be, and gives what came of each binary in each of them.
-fn nested(tests: &[Tests], image: &Image, selection: &Selection<'_>) -> Vec<Result<(Count, i32)>> {
+fn nested(
+    tests: &[Tests],
+    release: Release,
+    image: &Image,
+    selection: &Selection<'_>,
+) -> Vec<Result<(Count, i32)>> {
     let most = tests.iter().map(|tests| tests.names.len()).max();
     let machines = selection.machines.clamp(1, most.unwrap_or(0).max(1));
     thread::scope(|scope| {
@@ -172,7 +180,10 @@ fn nested(tests: &[Tests], image: &Image, selection: &Selection<'_>) -> Vec<Resu
                     0 => selection.name.to_owned(),
                     _ => format!("{}-{}", selection.name, machine + 1),
                 };
-                scope.spawn(move || in_machine(&name, image.clone(), selection, &share))
+                scope.spawn(move || {
+                    let machine = Instance::of_release(&name, release)?;
+                    in_machine(machine, image.clone(), selection, &share)
+                })
             })
             .collect();
         running
@@ -225,14 +236,14 @@ fn list(binary: &Path, selection: &Selection<'_>) -> Result<Vec<String>> {
         .collect())
 }
 
-/// Runs tests in the machine `name`, freshly restored, one binary after the other.
+/// Runs tests in a machine, freshly restored, one binary after the other.
 fn in_machine(
-    name: &str,
+    machine: Instance,
     image: Image,
     selection: &Selection<'_>,
     share: &[Tests],
 ) -> Result<Vec<(Count, i32)>> {
-    let machine = Instance::named(name)?.start(image, true)?;
+    let machine = machine.start(image, true)?;
     let mut outcomes = Vec::new();
     for tests in share {
         let file = tests.binary.file_name().context("a binary has a name")?;
@@ -250,9 +261,9 @@ fn in_machine(
         fs::remove_file(handed_over)?;
         outcomes.push(outcome?);
     }
-    drop(machine);
+    let machine = machine.into_instance();
     if !selection.keep {
-        Instance::named(name)?.stop()?;
+        machine.stop()?;
     }
     Ok(outcomes)
 }

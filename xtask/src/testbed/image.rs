@@ -1,8 +1,9 @@
 //! What instances are restored from: Debian's tree, the disk, and the saved state of the booted machine.
 //!
-//! Two entries of the cache. `testbed/tree-<hash>` is what mmdebstrap makes from `tests/testbed/packages`; QEMU is run
-//! from it too. `testbed/image-<hash>` has the disk with the files of `tests/testbed/machine`, and the state; it names
-//! its tree by the link `tree`. Entries never change: instances write to disks of their own on top.
+//! Two entries of the cache. `testbed/tree-<hash>` is what mmdebstrap makes from `tests/testbed/packages` for a release
+//! of Debian. `testbed/image-<hash>` has the disk with the files of `tests/testbed/machine` over it, and the state. The
+//! machines of all releases are run by QEMU of Debian 13's tree, which an image names by the link `tree`. Entries never
+//! change: instances write to disks of their own on top.
 
 use std::fs;
 use std::io::Write;
@@ -15,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::qemu::{self, Qemu};
 use super::ssh::{self, Connection, Terminal};
 use crate::cache::Fingerprint;
-use crate::debian::{Archive, SUITE};
+use crate::debian::{Mirror, Release};
 use crate::progress::Progress;
 use crate::{cache, command, workspace};
 
@@ -34,17 +35,12 @@ const TREE: &str = "tree";
 /// The disk's size as the machine sees it; the file is sparse.
 const DISK_SIZE: u64 = 16 << 30;
 
-/// What the small initrd loads to mount the root disk, in this order, below `kernel/` of the modules' directory.
-/// Those that a kernel has built in are left out.
-const INITRD_MODULES: [&str; 7] = [
-    "drivers/virtio/virtio_pci.ko.xz",
-    "drivers/block/virtio_blk.ko.xz",
-    "lib/crc16.ko.xz",
-    "crypto/crc32c_generic.ko.xz",
-    "fs/mbcache.ko.xz",
-    "fs/jbd2/jbd2.ko.xz",
-    "fs/ext4/ext4.ko.xz",
-];
+/// The release whose QEMU runs the machines: that of Debian 12 is not reliable with two CPUs.
+const QEMU_RELEASE: Release = Release::Trixie;
+
+/// What the small initrd loads to mount the root disk, in this order, each after those that it needs. Those that a
+/// kernel has built in are left out.
+const INITRD_MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "crc32c_generic", "ext4"];
 
 /// Not every root's PATH has the directory.
 const MKFS: &str = "/sbin/mkfs.ext4";
@@ -65,17 +61,26 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    /// The image of this checkout's `tests/testbed`, made if the cache does not have it.
-    pub(crate) fn build() -> Result<Image> {
+    /// The image of this checkout's `tests/testbed` with a release of Debian, made if the cache does not have it.
+    pub(crate) fn build(release: Release) -> Result<Image> {
         let inputs = workspace::root().join("tests/testbed");
-        let tree = tree_name(&inputs)?;
-        let name = image_name(&inputs, &tree)?;
-        if !cache::has(&name)? {
-            require_host()?;
-            cache::entry(&tree, |directory| make_tree(&inputs, directory))?;
+        let qemu = tree_name(&inputs, QEMU_RELEASE)?;
+        let tree = tree_name(&inputs, release)?;
+        let name = image_name(&inputs, &tree, &qemu)?;
+        if cache::has(&name)? {
+            return Ok(Image::at(cache::root()?.join(name)));
         }
-        let directory = cache::entry(&name, |directory| make_image(&inputs, &tree, directory))?;
-        Ok(Image { directory })
+        require_host()?;
+        cache::entry(&qemu, |directory| {
+            make_tree(&inputs, QEMU_RELEASE, directory)
+        })?;
+        let tree = Tree(cache::entry(&tree, |directory| {
+            make_tree(&inputs, release, directory)
+        })?);
+        cache::entry(&name, |directory| {
+            make_image(&inputs, &tree, &qemu, directory)
+        })
+        .map(Image::at)
     }
 
     /// The image in `directory`.
@@ -87,6 +92,7 @@ impl Image {
         &self.directory
     }
 
+    /// The tree that QEMU is run from.
     pub(super) fn tree(&self) -> Tree {
         Tree(self.directory.join(TREE))
     }
@@ -164,19 +170,23 @@ impl Tree {
     }
 }
 
-fn tree_name(inputs: &Path) -> Result<String> {
+fn tree_name(inputs: &Path, release: Release) -> Result<String> {
     let mut inputs_of_tree = Fingerprint::default();
     inputs_of_tree.add("revision", REVISION);
-    inputs_of_tree.add("suite", SUITE);
-    inputs_of_tree.add("packages", packages(inputs)?.join(" "));
+    inputs_of_tree.add("suite", release.suite());
+    inputs_of_tree.add("packages", packages(inputs, release)?.join(" "));
     Ok(format!("testbed/tree-{}", inputs_of_tree.name()))
 }
 
-fn image_name(inputs: &Path, tree: &str) -> Result<String> {
+/// `qemu`: the tree that QEMU is run from.
+fn image_name(inputs: &Path, tree: &str, qemu: &str) -> Result<String> {
     let mut inputs_of_image = Fingerprint::default();
     inputs_of_image.add("revision", REVISION);
     inputs_of_image.add("tree", tree);
-    // The saved state depends on both.
+    // The saved state depends on QEMU too.
+    if qemu != tree {
+        inputs_of_image.add("qemu", qemu);
+    }
     inputs_of_image.add("machine", qemu::MACHINE.join(" "));
     inputs_of_image.add_file("initrd-init", &inputs.join("initrd-init"))?;
     for file in files(&inputs.join("machine"))? {
@@ -211,14 +221,16 @@ fn is_in_path(program: &str) -> bool {
     std::env::split_paths(&path).any(|directory| directory.join(program).exists())
 }
 
-fn make_tree(inputs: &Path, directory: &Path) -> Result<()> {
-    let archive = Archive::open()?;
+fn make_tree(inputs: &Path, release: Release, directory: &Path) -> Result<()> {
+    let mirror = Mirror::of_host()?;
+    let suite = release.suite();
+    // unstable's lists are valid for a week; a mirror that stands still serves the tests as well.
     let source = format!(
-        "deb [signed-by=\"{}\"] {} {SUITE} main",
-        archive.keyring().display(),
-        archive.mirror()
+        "deb [signed-by=\"{}\" check-valid-until=no] {} {suite} main",
+        mirror.keyring.display(),
+        mirror.address
     );
-    eprintln!("making a tree of Debian {SUITE}'s packages for the test bed (some two minutes)");
+    eprintln!("making a tree of Debian {suite}'s packages for the test bed (some two minutes)");
     let mut mmdebstrap = Command::new("mmdebstrap");
     mmdebstrap
         // The machine has its own small initrd.
@@ -227,29 +239,32 @@ fn make_tree(inputs: &Path, directory: &Path) -> Result<()> {
         .arg("--dpkgopt=path-exclude=/usr/share/man/*")
         .arg("--dpkgopt=path-exclude=/usr/share/doc/*")
         .arg("--dpkgopt=path-exclude=/usr/share/locale/*")
-        .arg(format!("--include={}", packages(inputs)?.join(",")))
-        .arg(SUITE)
+        .arg(format!(
+            "--include={}",
+            packages(inputs, release)?.join(",")
+        ))
+        .arg(suite)
         .arg(directory)
         .arg(source)
         .stdin(Stdio::null());
     command::run(&mut mmdebstrap)
 }
 
-fn make_image(inputs: &Path, tree: &str, directory: &Path) -> Result<()> {
+fn make_image(inputs: &Path, tree: &Tree, qemu: &str, directory: &Path) -> Result<()> {
     let mut progress = Progress::start("test bed");
     let image = Image::at(directory.to_owned());
-    // The two entries lie side by side.
-    let tree = Path::new(tree).file_name().context("a tree has a name")?;
-    symlink(Path::new("..").join(tree), directory.join(TREE))?;
-    let version = image.tree().kernel_version()?;
+    // The entries lie side by side.
+    let qemu = Path::new(qemu).file_name().context("a tree has a name")?;
+    symlink(Path::new("..").join(qemu), directory.join(TREE))?;
+    let version = tree.kernel_version()?;
     fs::copy(
-        image.tree().path(&format!("boot/vmlinuz-{version}")),
+        tree.path(&format!("boot/vmlinuz-{version}")),
         image.kernel(),
     )?;
 
     progress.say("making its initrd and its disk");
-    make_initrd(inputs, &image, &version)?;
-    make_base_disk(inputs, &image)?;
+    make_initrd(inputs, &image, tree, &version)?;
+    make_base_disk(inputs, &image, tree)?;
 
     progress.say("booting");
     // A relative name below, for the entry is renamed when it is finished.
@@ -294,30 +309,30 @@ fn warm_up(image: &Image, machine: &mut Qemu, progress: &mut Progress) -> Result
 }
 
 /// Packs the initrd: busybox, the modules, and `tests/testbed/initrd-init`.
-fn make_initrd(inputs: &Path, image: &Image, version: &str) -> Result<()> {
+fn make_initrd(inputs: &Path, image: &Image, tree: &Tree, version: &str) -> Result<()> {
     let content = image.directory().join("initrd");
     fs::create_dir_all(content.join("bin"))?;
-    let busybox = image.tree().path("usr/bin/busybox");
+    let busybox = tree.path("usr/bin/busybox");
     fs::copy(&busybox, content.join("bin/busybox"))?;
     install_file(&inputs.join("initrd-init"), &content.join("init"), 0o755)?;
     let mut order = fs::File::create(content.join("modules"))?;
-    for module in INITRD_MODULES {
-        let compressed = image
-            .tree()
-            .path("usr/lib/modules")
-            .join(version)
-            .join("kernel")
-            .join(module);
-        if !compressed.exists() {
-            continue;
-        }
-        let name = compressed.file_stem().context("a module has a name")?;
-        let mut unxz = Command::new(&busybox);
-        unxz.args(["unxz", "-c"])
-            .arg(&compressed)
+    let modules = tree.path("usr/lib/modules").join(version);
+    let dependencies = modules.join("modules.dep");
+    let dependencies = String::from_utf8(read(&dependencies)?)?;
+    for file in load_order(&dependencies, &INITRD_MODULES) {
+        let unpack: &[&str] = if file.ends_with(".xz") {
+            &["unxz", "-c"]
+        } else {
+            &["cat"]
+        };
+        let name = module_name(file);
+        let mut unpacking = Command::new(&busybox);
+        unpacking
+            .args(unpack)
+            .arg(modules.join(file))
             .stdout(fs::File::create(content.join(name))?);
-        command::run(&mut unxz)?;
-        writeln!(order, "{}", name.display())?;
+        command::run(&mut unpacking)?;
+        writeln!(order, "{name}")?;
     }
     drop(order);
     let mut cpio = Command::new("sh");
@@ -329,13 +344,38 @@ fn make_initrd(inputs: &Path, image: &Image, version: &str) -> Result<()> {
     Ok(())
 }
 
+/// The files of `modules`, and of those that they need, in the order to load them. `dependencies` is the text of
+/// `modules.dep`: for each file those that it needs, the first one to load last.
+fn load_order<'a>(dependencies: &'a str, modules: &[&str]) -> Vec<&'a str> {
+    let mut order = Vec::new();
+    for module in modules {
+        let mut entries = dependencies.lines().filter_map(|line| line.split_once(':'));
+        let Some((file, needed)) = entries.find(|(file, _)| module_name(file) == *module) else {
+            // It is built in.
+            continue;
+        };
+        for file in needed.split_whitespace().rev().chain([file]) {
+            if !order.contains(&file) {
+                order.push(file);
+            }
+        }
+    }
+    order
+}
+
+/// The name of the module in `file`, such as `kernel/fs/ext4/ext4.ko.xz`.
+fn module_name(file: &str) -> &str {
+    let name = file.rsplit('/').next().unwrap_or(file);
+    name.split('.').next().unwrap_or(name)
+}
+
 /// Makes the root file system from a copy of the tree, which is made of hard links, and this project's files.
-fn make_base_disk(inputs: &Path, image: &Image) -> Result<()> {
+fn make_base_disk(inputs: &Path, image: &Image, tree: &Tree) -> Result<()> {
     let root = image.directory().join("root");
     command::quiet(
         Command::new("cp")
             .args(["--archive", "--link"])
-            .arg(image.tree().path("."))
+            .arg(tree.path("."))
             .arg(&root),
     )?;
     let machine = inputs.join("machine");
@@ -404,16 +444,28 @@ fn install_file(source: &Path, target: &Path, mode: u32) -> Result<()> {
     Ok(())
 }
 
-/// The packages that the list names.
-fn packages(inputs: &Path) -> Result<Vec<String>> {
+/// The packages that the list names for a release.
+fn packages(inputs: &Path, release: Release) -> Result<Vec<String>> {
     let list = fs::read_to_string(inputs.join("packages"))
         .context("cannot read the test bed's list of packages")?;
-    Ok(list
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .map(str::to_owned)
-        .collect())
+    let packages = list.lines().filter_map(|line| package(line, release));
+    Ok(packages.map(str::to_owned).collect())
+}
+
+/// The package that a line of the list names, if the release is among those that it is for: `NAME`, or
+/// `NAME [SUITE SUITE …]`.
+fn package(line: &str, release: Release) -> Option<&str> {
+    let line = line.trim();
+    if line.is_empty() || line.starts_with('#') {
+        return None;
+    }
+    let Some((name, suites)) = line.split_once('[') else {
+        return Some(line);
+    };
+    let mut suites = suites.trim_end_matches(']').split_whitespace();
+    suites
+        .any(|suite| suite == release.suite())
+        .then(|| name.trim())
 }
 
 /// All files below `directory`, in order of their names.
@@ -447,4 +499,33 @@ fn read(file: &Path) -> Result<Vec<u8>> {
 
 fn is_executable(file: &Path) -> Result<bool> {
     Ok(fs::metadata(file)?.permissions().mode() & 0o100 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_is_loaded_after_those_that_it_needs_and_once() {
+        let dependencies = "kernel/fs/ext4/ext4.ko.xz: kernel/fs/jbd2/jbd2.ko.xz kernel/lib/crc16.ko.xz\n\
+                            kernel/fs/jbd2/jbd2.ko.xz: kernel/lib/crc16.ko.xz\n\
+                            kernel/lib/crc16.ko.xz:\n";
+        assert_eq!(
+            load_order(dependencies, &["virtio_blk", "jbd2", "ext4"]),
+            [
+                "kernel/lib/crc16.ko.xz",
+                "kernel/fs/jbd2/jbd2.ko.xz",
+                "kernel/fs/ext4/ext4.ko.xz"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_package_may_be_for_some_releases_only() {
+        assert_eq!(package("runc", Release::Sid), Some("runc"));
+        let marked = "seabios [bookworm trixie]";
+        assert_eq!(package(marked, Release::Trixie), Some("seabios"));
+        assert_eq!(package(marked, Release::Sid), None);
+        assert_eq!(package("# a comment", Release::Sid), None);
+    }
 }

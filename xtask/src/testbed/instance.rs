@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::image::Image;
 use super::ssh::{self, Connection, Terminal};
 use super::{locks, qemu};
+use crate::debian::Release;
 use crate::{cache, command, workspace};
 
 const END_LIMIT: Duration = Duration::from_secs(30);
@@ -69,6 +70,15 @@ impl Instance {
             name: name.to_owned(),
             directory: instances()?.join(name),
         })
+    }
+
+    /// The instance `name` of a release of Debian: those of others than the usual one are named after theirs.
+    pub(crate) fn of_release(name: &str, release: Release) -> Result<Instance> {
+        if release == Release::default() {
+            Instance::named(name)
+        } else {
+            Instance::named(&format!("{name}-{}", release.suite()))
+        }
     }
 
     /// All instances that were ever started.
@@ -261,6 +271,11 @@ impl Instance {
 }
 
 impl InUse {
+    /// The instance, which is no longer in use.
+    pub(crate) fn into_instance(self) -> Instance {
+        self.instance
+    }
+
     /// The host's side of the machine's directory /hull/out.
     pub(crate) fn out(&self) -> PathBuf {
         self.instance.directory.join("out")

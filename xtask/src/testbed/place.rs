@@ -1,4 +1,5 @@
-//! Where tests run: on the host, if its own KVM can run the guest, else in the bed.
+//! Where tests run: on the host, if its own KVM can run the guest and no release of Debian is asked for, else in the
+//! bed.
 //!
 //! That a KVM exists says little: a software-assisted one makes machines that cannot run Linux. So the guest's image is
 //! booted, with this checkout's `hull-vmm`, until its agent listens. The answer is kept for this boot of the host and
@@ -17,6 +18,7 @@ use hull_vmm_protocol::outcome::{Cause, Outcome};
 
 use super::qemu;
 use crate::cache::{self, Fingerprint};
+use crate::debian::Release;
 use crate::workspace;
 
 /// Forces the answer.
@@ -34,19 +36,26 @@ const FAILURE: &str = "failure";
 const AGENT_PORT: u32 = 1024;
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
 
+/// The bed, where no release is asked for.
+const NESTED: Place = Place::Nested(Release::Trixie);
+
 /// Where tests run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     Host,
-    Nested,
+    Nested(Release),
 }
 
-/// Decides where, and why, in words.
-pub(crate) fn decide() -> Result<(Place, String)> {
+/// Decides where, and why, in words. `release`: what is asked for.
+pub(crate) fn decide(release: Option<Release>) -> Result<(Place, String)> {
+    if let Some(release) = release {
+        let reason = format!("Debian {} is asked for", release.suite());
+        return Ok((Place::Nested(release), reason));
+    }
     match std::env::var(VARIABLE) {
         Ok(forced) => match forced.as_str() {
             "host" => Ok((Place::Host, format!("{VARIABLE}=host"))),
-            "nested" => Ok((Place::Nested, format!("{VARIABLE}=nested"))),
+            "nested" => Ok((NESTED, format!("{VARIABLE}=nested"))),
             "" => probe(),
             _ => bail!("{VARIABLE} is `host` or `nested`, not {forced:?}"),
         },
@@ -63,12 +72,12 @@ pub(crate) fn nowhere(why_not_host: &str) -> String {
 fn probe() -> Result<(Place, String)> {
     let prefix = workspace::prefix();
     if !Path::new("/dev/kvm").exists() {
-        return Ok((Place::Nested, "the host has no /dev/kvm".to_owned()));
+        return Ok((NESTED, "the host has no /dev/kvm".to_owned()));
     }
     for file in [VMM, KERNEL, INITRAMFS] {
         if !prefix.join(file).exists() {
             let reason = format!("there is no {file} yet to try the host's KVM with");
-            return Ok((Place::Nested, reason));
+            return Ok((NESTED, reason));
         }
     }
     // Of a KVM that cannot run the kernel, no other build of the rest makes a better one.
@@ -98,7 +107,7 @@ fn probe() -> Result<(Place, String)> {
         Ok((Place::Host, "the host's KVM runs the guest".to_owned()))
     } else {
         let reason = format!("the host's KVM does not run the guest: {failure}");
-        Ok((Place::Nested, reason))
+        Ok((NESTED, reason))
     }
 }
 
