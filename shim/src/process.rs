@@ -56,6 +56,8 @@ struct Known {
     /// What is to be run, if it was added by Exec and not started.
     spec: Option<Box<Spec>>,
     held: Held,
+    /// Its input has been closed, perhaps while it was being started.
+    is_stdin_closed: bool,
 }
 
 impl Process {
@@ -82,6 +84,7 @@ impl Process {
                 guest_id: String::new(),
                 spec,
                 held: Held::default(),
+                is_stdin_closed: false,
             }),
             exit: watch::Sender::new(None),
             starting: tokio::sync::Mutex::new(()),
@@ -105,6 +108,9 @@ impl Process {
         known.pid = pid;
         known.guest_id = guest_id;
         known.held = held;
+        if known.is_stdin_closed {
+            known.held.close_stdin();
+        }
     }
 
     pub(crate) fn set_phase(&self, phase: Phase) {
@@ -152,7 +158,9 @@ impl Process {
     }
 
     pub(crate) fn close_stdin(&self) {
-        self.known().held.close_stdin();
+        let mut known = self.known();
+        known.is_stdin_closed = true;
+        known.held.close_stdin();
     }
 
     pub(crate) fn resize(&self, size: WindowSize) -> Result<(), Error> {
@@ -218,9 +226,15 @@ pub(crate) fn timestamp(at: SystemTime) -> Timestamp {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::io::Read;
     use std::process::Command;
 
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
     use super::*;
+    use crate::stdio::{OpenStreams, Owner};
 
     #[tokio::test]
     async fn the_end_of_a_proxy_is_that_of_its_process() {
@@ -244,5 +258,28 @@ mod tests {
         assert_eq!(heard, exit);
         assert_eq!(process.end().await, exit);
         assert_eq!(process.status(), Status::STOPPED);
+    }
+    #[test]
+    fn an_input_that_is_closed_while_its_process_is_being_started_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = directory.path().join("stdin");
+        mkfifo(&fifo, Mode::from_bits_truncate(0o600)).unwrap();
+        let names = StreamNames {
+            stdin: fifo.display().to_string(),
+            ..StreamNames::default()
+        };
+        let owner = Owner {
+            namespace: "default",
+            id: "c1",
+        };
+        let streams = OpenStreams::open(&names, owner, directory.path()).unwrap();
+        let input = streams.standard().stdin.unwrap();
+        let mut input = File::from(input.try_clone().unwrap());
+        let process = Process::exec("e".into(), names, Box::default());
+        process.close_stdin();
+        let waiting = input.read(&mut [0]).unwrap_err();
+        assert_eq!(waiting.kind(), io::ErrorKind::WouldBlock);
+        process.set_started(5, "guest".into(), streams.connect().unwrap());
+        assert_eq!(input.read(&mut [0]).unwrap(), 0);
     }
 }
