@@ -117,6 +117,6 @@ impl ContainerError {
 /// Writes a pid file: whole or not at all, and last of all, for callers wait for it.
 fn write_pid_file(path: &std::path::Path, pid: i32) -> Result<(), ContainerError> {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.into());
-    crate::store::write_atomic(&path, pid.to_string().as_bytes(), 0o644)
+    crate::store::write_unnamed(&path, pid.to_string().as_bytes(), 0o644)
         .map_err(|source| ContainerError::File { path, source })
 }

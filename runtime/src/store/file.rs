@@ -2,9 +2,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::unistd::linkat;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -40,6 +44,41 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         // The first failure is the one to tell; the file may not even be there.
         let _ = std::fs::remove_file(&temporary);
     })
+}
+
+/// The same in a directory of others, where a process that is killed may leave no temporary file: the file has no name
+/// before it is whole. One that was at `path` is gone a moment before.
+///
+/// # Errors
+/// As [`write_atomic`].
+pub fn write_unnamed(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let unnamed = OpenOptions::new()
+        .write(true)
+        .mode(mode)
+        .custom_flags(libc::O_TMPFILE)
+        .open(directory);
+    let mut file = match unnamed {
+        // A file system that has no such files.
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+            return write_atomic(path, bytes, mode);
+        }
+        other => other?,
+    };
+    file.write_all(bytes)?;
+    let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+    loop {
+        match linkat(
+            AT_FDCWD,
+            unnamed.as_str(),
+            AT_FDCWD,
+            path,
+            AtFlags::AT_SYMLINK_FOLLOW,
+        ) {
+            Err(Errno::EEXIST) => std::fs::remove_file(path)?,
+            answer => return Ok(answer?),
+        }
+    }
 }
 
 pub(super) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), StoreError> {

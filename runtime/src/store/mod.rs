@@ -23,7 +23,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-pub use file::write_atomic;
+pub use file::{write_atomic, write_unnamed};
 pub use lock::Lock;
 pub use records::{ContainerRecord, Lifecycle, SandboxRecord};
 

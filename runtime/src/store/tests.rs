@@ -119,6 +119,19 @@ fn a_lock_is_waited_for_and_fails_once_the_sandbox_is_gone() {
 }
 
 #[test]
+fn a_file_without_a_name_takes_the_place_of_another() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pid");
+    for text in ["12345", "6"] {
+        write_unnamed(&path, text.as_bytes(), 0o644).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        assert_eq!(files(directory.path()), std::slice::from_ref(&path));
+    }
+    write_unnamed(&path.join("below"), b"", 0o644).unwrap_err();
+    write_unnamed(Path::new("/nonexistent/pid"), b"", 0o644).unwrap_err();
+}
+
+#[test]
 fn a_full_disk_leaves_what_was_there_and_nothing_else() {
     let (directory, _) = store();
     let small = directory.path().join("small");
