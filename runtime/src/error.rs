@@ -147,10 +147,12 @@ impl Error {
         }
     }
 
-    /// What there is to say beyond the message and its causes: a console's last lines.
+    /// What there is to say beyond the message and its causes: how a VM ended, and its console's last lines.
     pub fn details(&self) -> Option<&str> {
         match self {
-            Self::Sandbox(SandboxError::NoAgent { description, .. }) => Some(description),
+            Self::Sandbox(
+                SandboxError::NoAgent { description, .. } | SandboxError::Ended { description, .. },
+            ) => Some(description),
             _ => None,
         }
     }

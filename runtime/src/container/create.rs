@@ -147,7 +147,7 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
     }
     stopwatch.phase("hooks");
 
-    record.guest_pid = Some(make_in_guest(
+    let made = make_in_guest(
         runtime,
         &bundle,
         &guest,
@@ -156,14 +156,16 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
         &options.id,
         &mut sandbox,
         &mut stopwatch,
-    )?);
-    proxy.attach(&Attach {
+    );
+    record.guest_pid = Some(made.map_err(|error| sandbox.explain(error))?);
+    let attached = proxy.attach(&Attach {
         root: store.root().into(),
         sandbox_id: record.sandbox_id.clone(),
         container_id: options.id.clone(),
         exec_id: String::new(),
         notify: guest.notify.and_then(|socket| socket.host),
-    })?;
+    });
+    attached.map_err(|error| sandbox.explain(error.into()))?;
     stopwatch.phase("attach");
 
     record.lifecycle = Lifecycle::Created;

@@ -7,13 +7,13 @@ use hull_agent_protocol::stdio::{StreamKind, StreamRequest};
 use super::state::{State, Status, status};
 use super::{ContainerError, ContainerId};
 use crate::Runtime;
-use crate::agent_client::vsock;
+use crate::agent_client::{AgentClient, vsock};
 use crate::error::{Error, chain};
 use crate::hooks::{self, HookKind};
 use crate::notify::ReadyNotice;
 use crate::process_proxy::ProxyError;
 use crate::sandbox::{Sandbox, SandboxError};
-use crate::store::Lifecycle;
+use crate::store::{ContainerRecord, Lifecycle};
 use crate::timing::Stopwatch;
 
 /// Runs the program of a container that was created. Its network is looked at once more before: engines may have
@@ -46,29 +46,8 @@ pub fn start(
         }
         .into());
     }
-    let netns = sandbox
-        .open_netns()
-        .ok_or_else(|| SandboxError::NotRunning {
-            id: record.sandbox_id.clone(),
-        })?;
-    let mut agent = sandbox.agent()?;
-    sandbox.reconcile_network(&netns, &mut agent)?;
-    if let Err(error) = sandbox.ensure_monitor() {
-        tracing::warn!(container = %id, error = %chain(&error), "changes of the network are not followed");
-    }
-    stopwatch.phase("start_network");
-    if sandbox.vcpus() > 1 {
-        // Before the program runs: many size themselves by the CPUs that they find when they start.
-        let online = agent.online_cpus(sandbox.vcpus())?;
-        tracing::debug!(online, "vCPUs");
-        stopwatch.phase("vcpus");
-    }
-    let notice = service_manager
-        .filter(|_| record.notifies)
-        .map(|address| ready_notice(&sandbox, id, address))
-        .transpose()?;
-    agent.start_container(id)?;
-    stopwatch.phase("start_container");
+    let running = run_program(&mut sandbox, &record, service_manager, &mut stopwatch);
+    let (mut agent, notice) = running.map_err(|error| sandbox.explain(error))?;
     record.lifecycle = Lifecycle::Started;
     store.save_container(&record)?;
     let state = State::with_status(&record, Status::Running).to_json();
@@ -87,6 +66,39 @@ pub fn start(
         return Err(error.into());
     }
     Ok(notice)
+}
+
+/// Has the guest run the program, once it has what the program may look for.
+fn run_program(
+    sandbox: &mut Sandbox,
+    record: &ContainerRecord,
+    service_manager: Option<&OsStr>,
+    stopwatch: &mut Stopwatch,
+) -> Result<(AgentClient, Option<ReadyNotice>), Error> {
+    let netns = sandbox
+        .open_netns()
+        .ok_or_else(|| SandboxError::NotRunning {
+            id: record.sandbox_id.clone(),
+        })?;
+    let mut agent = sandbox.agent()?;
+    sandbox.reconcile_network(&netns, &mut agent)?;
+    if let Err(error) = sandbox.ensure_monitor() {
+        tracing::warn!(container = %record.id, error = %chain(&error), "changes of the network are not followed");
+    }
+    stopwatch.phase("start_network");
+    if sandbox.vcpus() > 1 {
+        // Many programs size themselves by the CPUs that they find when they start.
+        let online = agent.online_cpus(sandbox.vcpus())?;
+        tracing::debug!(online, "vCPUs");
+        stopwatch.phase("vcpus");
+    }
+    let notice = service_manager
+        .filter(|_| record.notifies)
+        .map(|address| ready_notice(sandbox, &record.id, address))
+        .transpose()?;
+    agent.start_container(&record.id)?;
+    stopwatch.phase("start_container");
+    Ok((agent, notice))
 }
 
 /// Opened before the program runs, so that nothing of what it says is missed.

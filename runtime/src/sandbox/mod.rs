@@ -98,6 +98,16 @@ pub enum SandboxError {
         /// The sandbox.
         id: ContainerId,
     },
+    /// The VM has ended under what was to be done with it.
+    #[error("the VM of sandbox {id} has ended")]
+    Ended {
+        /// The sandbox.
+        id: ContainerId,
+        /// How it ended: see [`crate::Error::details`].
+        description: String,
+        /// What failed by that.
+        source: Box<crate::Error>,
+    },
     /// vhost-net is there, and cannot be had.
     #[error("/dev/vhost-net")]
     Vhost(#[source] io::Error),
@@ -261,6 +271,23 @@ impl Sandbox {
         agent.set_hostname(hostname)?;
         agent.mount_storage("virtiofs", SHARE_TAG, GUEST_SHARE)?;
         Ok(agent)
+    }
+
+    /// What a failure comes from: the end of the VM, if that has ended.
+    pub fn explain(&self, error: crate::Error) -> crate::Error {
+        let directory = self.directory();
+        let vmm = self.record.vmm;
+        if error.details().is_some()
+            || !vmm.is_some_and(|vmm| vmm_process::has_ended(&vmm, &directory))
+        {
+            return error;
+        }
+        SandboxError::Ended {
+            id: self.record.id.clone(),
+            description: vmm_process::describe_end(&directory),
+            source: Box::new(error),
+        }
+        .into()
     }
 
     /// Puts its VM and its monitor into `cgroup`, which is the sandbox's to remove then.

@@ -10,7 +10,7 @@ use crate::process_identity::ProcessIdentity;
 use crate::store::{SandboxRecord, Store};
 
 /// How long a monitor that was killed may take to end.
-const END_LIMIT: Duration = Duration::from_secs(5);
+const END_LIMIT: Duration = Duration::from_secs(30);
 
 impl Sandbox {
     /// Starts its monitor. The VM is running, and named in the record.

@@ -99,6 +99,14 @@ impl PendingSandbox {
             })
     }
 
+    /// See [`Sandbox::explain`].
+    pub fn explain(&self, error: crate::Error) -> crate::Error {
+        match &self.sandbox {
+            Some(sandbox) => sandbox.explain(error),
+            None => error,
+        }
+    }
+
     /// The container has been made.
     pub fn keep(mut self) {
         self.sandbox = None;

@@ -26,6 +26,8 @@ use crate::store::write_atomic;
 const CALL_LIMIT: Duration = Duration::from_secs(30);
 /// How long a VMM that was told to stop may take before it is killed.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// How long one that was killed may take to end: the kernel gives its guest's memory back.
+const KILL_LIMIT: Duration = Duration::from_secs(30);
 /// The most of a VMM's own messages and of its guest's console that goes into an error, in bytes.
 const TAIL: usize = 4096;
 /// The longest line that a VMM says when it is ready, in bytes.
@@ -406,11 +408,16 @@ pub fn stop(process: &ProcessIdentity, directory: &Path) -> Result<(), VmmError>
     }
     let fail = || VmmError::Unkillable { pid: process.pid };
     process.signal(libc::SIGKILL).map_err(|_| fail())?;
-    if process.wait_end(STOP_LIMIT) {
+    if process.wait_end(KILL_LIMIT) {
         Ok(())
     } else {
         Err(fail())
     }
+}
+
+/// Whether the machine of the VMM whose files are in `directory` has ended, though the process may still be about to.
+pub fn has_ended(process: &ProcessIdentity, directory: &Path) -> bool {
+    read_outcome(directory).is_some() || !process.is_alive()
 }
 
 /// How a machine ended that did not end in order, for people; nothing while it lives and for one that did.
