@@ -8,6 +8,8 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use libcgroups::common::{
     AnyCgroupManager, AnyManagerError, CgroupConfig, CgroupManager, CgroupSetup, ControllerOpt,
@@ -23,6 +25,10 @@ use crate::process_identity::ProcessIdentity;
 const MIB: i64 = 1 << 20;
 /// What a VMM and the proxies of a pod may take beside the guest's memory, in MiB.
 const VMM_OVERHEAD_MIB: u32 = 64;
+/// How long what is left in a cgroup may take to end when it is removed.
+const REMOVE_LIMIT: Duration = Duration::from_secs(10);
+/// How often it is looked for meanwhile.
+const REMOVE_INTERVAL: Duration = Duration::from_millis(10);
 
 /// How a cgroup of the host cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -100,7 +106,10 @@ impl Cgroup {
     /// # Errors
     /// See [`CgroupError`].
     pub fn add(&self, process: ProcessIdentity) -> Result<(), CgroupError> {
-        let added = self.manager()?.add_task(Pid::from_raw(process.pid));
+        let manager = self.manager()?;
+        let add = || manager.add_task(Pid::from_raw(process.pid));
+        // Once more: libcgroups fails where somebody else makes a cgroup above this one at the same time.
+        let added = add().or_else(|error| add().map_err(|_| error));
         added.map_err(self.change("add a process to"))
     }
 
@@ -153,7 +162,18 @@ impl Cgroup {
     /// # Errors
     /// See [`CgroupError`].
     pub fn remove(&self) -> Result<(), CgroupError> {
-        self.manager()?.remove().map_err(self.change("remove"))
+        let manager = self.manager()?;
+        let deadline = Instant::now() + REMOVE_LIMIT;
+        let mut is_empty = false;
+        loop {
+            let removed = manager.remove();
+            if removed.is_ok() || is_empty || Instant::now() >= deadline {
+                return removed.map_err(self.change("remove"));
+            }
+            // libcgroups gives what it kills a moment, which is too short on a machine that is busy.
+            thread::sleep(REMOVE_INTERVAL);
+            is_empty = manager.get_all_pids().map_or(true, |pids| pids.is_empty());
+        }
     }
 
     fn manager(&self) -> Result<AnyCgroupManager, CgroupError> {

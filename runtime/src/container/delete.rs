@@ -71,8 +71,8 @@ pub fn delete(runtime: &Runtime, id: &ContainerId, force: bool) -> Result<(), Er
     Ok(())
 }
 
-/// Kills a container's processes and waits for its proxy's end. The sandbox's lock is not held: the proxy wants it. A
-/// guest that does not answer is ended with its VM.
+/// Kills a container's processes. The sandbox's lock is not held: the proxy wants it. A guest that does not answer is
+/// ended with its VM; one that does may have other containers, and is left alone.
 fn end(runtime: &Runtime, record: &ContainerRecord) -> Result<(), Error> {
     let Some(proxy) = record.proxy else {
         return Ok(());
@@ -80,12 +80,14 @@ fn end(runtime: &Runtime, record: &ContainerRecord) -> Result<(), Error> {
     let killed = agent_of(&runtime.store, &record.sandbox_id)
         .and_then(|mut agent| agent.signal(&record.id, "", libc::SIGKILL.unsigned_abs(), true));
     match killed {
-        Ok(()) if proxy.wait_end(END_LIMIT) => return Ok(()),
-        Ok(()) => tracing::warn!(container = %record.id, "the container does not end"),
+        Ok(()) => return Ok(()),
         // The container has just ended by itself, and its VM with it.
         Err(_) if proxy.wait_end(PARTING_LIMIT) => return Ok(()),
         Err(error) => {
             tracing::warn!(container = %record.id, error = %chain(&error), "killing the container");
+            if error.code().is_some() {
+                return Ok(());
+            }
         }
     }
     if let Ok(sandbox) = runtime.store.sandbox(&record.sandbox_id)
