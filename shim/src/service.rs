@@ -229,6 +229,12 @@ impl TaskService {
 
     async fn list_pids(&self, id: &str) -> Result<Vec<api::ProcessInfo>, Error> {
         let container = self.container(id)?;
+        // containerd 1.7 asks after it was restarted, and deletes a task without pids, with its exit code.
+        if container.first.ended().is_some() {
+            let mut info = api::ProcessInfo::new();
+            info.pid = container.first.pid();
+            return Ok(vec![info]);
+        }
         let added: HashMap<u32, String> = container
             .added()
             .iter()

@@ -5,6 +5,7 @@ mod bad_input;
 mod cgroup;
 mod cni;
 mod command_line;
+mod containerd;
 mod crio;
 mod docker;
 mod docker_options;

@@ -42,6 +42,18 @@ impl Engine {
         }
     }
 
+    /// Docker, through hull's own shim for containerd.
+    #[must_use]
+    pub fn docker_by_shim() -> Self {
+        Self {
+            program: "docker",
+            global: &[],
+            run: &["--runtime", "io.containerd.hull.v2"],
+            root: "/run/hull/containerd/moby",
+            names: RefCell::default(),
+        }
+    }
+
     /// Podman, through conmon.
     #[must_use]
     pub fn podman() -> Self {

@@ -9,6 +9,9 @@ use crate::command::{eventually, run_ok};
 /// Where Debian mounts them.
 const CGROUPS: &str = "/sys/fs/cgroup";
 
+/// Where containerd's shims have their sockets.
+const SHIM_SOCKETS: &str = "/run/containerd/s";
+
 /// What could be left behind: processes of hull, links of this network namespace, mounts (and so named network
 /// namespaces), Unix sockets, and if asked for cgroups.
 #[derive(Debug)]
@@ -88,7 +91,7 @@ fn present() -> BTreeSet<String> {
             && let Ok(program) = fs::read_link(entry.path().join("exe"))
             && program
                 .file_name()
-                .is_some_and(|file| file.to_string_lossy().starts_with("hull"))
+                .is_some_and(|file| file.to_string_lossy().contains("hull"))
         {
             let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
@@ -112,6 +115,10 @@ fn present() -> BTreeSet<String> {
         {
             found.insert(format!("socket {path}"));
         }
+    }
+    // A shim that was killed leaves the name of its own.
+    for entry in fs::read_dir(SHIM_SOCKETS).into_iter().flatten().flatten() {
+        found.insert(format!("socket {}", entry.path().display()));
     }
     found
 }

@@ -7,6 +7,7 @@
 pub mod bundle;
 pub mod cni;
 pub mod command;
+pub mod containerd;
 pub mod engine;
 pub mod hull;
 pub mod interruption;

@@ -1,0 +1,270 @@
+//! containerd with hull as the runtime `io.containerd.hull.v2`: the machine's own, or one that a case starts for itself,
+//! to configure or to kill it.
+
+pub mod cri;
+mod instance;
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+pub use cri::Cri;
+use instance::Instance;
+
+use crate::command::{Finished, eventually, finish, run, run_ok, undo};
+
+/// Where the shim keeps the state of the containers that are made here.
+pub const ROOT: &str = "/run/hull/containerd/default";
+/// hull's shim, as containerd knows it.
+pub const RUNTIME: &str = "io.containerd.hull.v2";
+/// The machine's busybox.
+pub const BUSYBOX: &str = "docker.io/library/busybox:latest";
+/// The machine's own.
+const ADDRESS: &str = "/run/containerd/containerd.sock";
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+fn unique() -> String {
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("case-{}-{number}", std::process::id())
+}
+
+/// Its client `ctr`. When it goes, so do the containers that were made by it.
+#[derive(Debug)]
+pub struct Containerd {
+    runtime: &'static str,
+    address: PathBuf,
+    instance: Option<Instance>,
+    made: RefCell<Vec<String>>,
+}
+
+impl Containerd {
+    /// The machine's own.
+    #[must_use]
+    pub fn of_machine() -> Self {
+        Self::with_runtime(RUNTIME)
+    }
+
+    /// The machine's own with another runtime, for cases that hold for both.
+    #[must_use]
+    pub fn with_runtime(runtime: &'static str) -> Self {
+        Self {
+            runtime,
+            address: ADDRESS.into(),
+            instance: None,
+            made: RefCell::default(),
+        }
+    }
+
+    /// Starts another one, which has the busybox image in its namespace `namespace`. It runs `sleep` unless it is told
+    /// what to run, so that it can be the image that holds a pod.
+    ///
+    /// # Panics
+    /// It does not start.
+    #[must_use]
+    pub fn start_own(namespace: &str) -> Self {
+        let instance = Instance::start();
+        let containerd = Self {
+            runtime: RUNTIME,
+            address: instance.address(),
+            instance: Some(instance),
+            made: RefCell::default(),
+        };
+        containerd.await_running();
+        containerd.import_busybox(namespace);
+        containerd
+    }
+
+    fn import_busybox(&self, namespace: &str) {
+        let archive = tempfile::NamedTempFile::new().expect("temporary file");
+        let archive = archive.path().to_str().expect("UTF-8");
+        let image = unique();
+        let make = format!(
+            "tar -C /var/lib/testbed/busybox -c . |
+             docker import --change 'CMD [\"sleep\", \"100000\"]' - {image}
+             docker tag {image} busybox:of-case
+             docker save -o {archive} busybox:of-case; docker rmi busybox:of-case {image}"
+        );
+        run_ok("sh", &["-ec", &make]);
+        self.ok(&["--namespace", namespace, "image", "import", archive]);
+        self.ok(&[
+            "--namespace",
+            namespace,
+            "image",
+            "tag",
+            "docker.io/library/busybox:of-case",
+            BUSYBOX,
+        ]);
+    }
+
+    /// Kills it.
+    ///
+    /// # Panics
+    /// It is the machine's own.
+    pub fn kill(&self) {
+        self.instance.as_ref().expect("the case's own").kill();
+    }
+
+    /// Starts it again.
+    ///
+    /// # Panics
+    /// It is the machine's own, or does not start.
+    pub fn restart(&self) {
+        self.instance.as_ref().expect("the case's own").restart();
+        self.await_running();
+    }
+
+    #[track_caller]
+    fn await_running(&self) {
+        // Some of its services come after others.
+        let answers = eventually(|| self.ctr(&["task", "ls"]).code == 0);
+        assert!(answers, "containerd does not answer: {}", self.log());
+    }
+
+    fn log(&self) -> String {
+        self.instance.as_ref().map_or(String::new(), Instance::log)
+    }
+
+    /// Its Kubernetes side.
+    ///
+    /// # Panics
+    /// It is the machine's own.
+    #[must_use]
+    pub fn cri(&self) -> Cri {
+        Cri::new(self.instance.as_ref().expect("the case's own").address())
+    }
+
+    /// A command of `ctr`, to be finished by the case.
+    #[must_use]
+    pub fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new("ctr");
+        command.arg("--address").arg(&self.address).args(words);
+        command
+    }
+
+    /// Runs a command of `ctr` without input.
+    #[track_caller]
+    #[must_use]
+    pub fn ctr(&self, words: &[&str]) -> Finished {
+        finish(&mut self.command(words), Vec::new())
+    }
+
+    /// Runs a command of `ctr` that must succeed, and gives its standard output.
+    #[track_caller]
+    pub fn ok(&self, words: &[&str]) -> String {
+        self.ctr(words).expect(0).text()
+    }
+
+    fn words<'a>(&self, options: &[&'a str], id: &'a str, args: &[&'a str]) -> Vec<&'a str> {
+        let first = ["run", "--runtime", self.runtime];
+        [&first, options, &[BUSYBOX, id], args].concat()
+    }
+
+    fn new_id(&self) -> String {
+        let id = unique();
+        self.made.borrow_mut().push(id.clone());
+        id
+    }
+
+    /// A command that runs a container of the busybox image to its end, and removes it.
+    #[must_use]
+    pub fn foreground(&self, options: &[&str], args: &[&str]) -> Command {
+        let id = self.new_id();
+        self.command(&self.words(&[&["--rm"], options].concat(), &id, args))
+    }
+
+    /// Starts a container that runs a shell script, and gives its id.
+    #[track_caller]
+    pub fn start(&self, options: &[&str], script: &str) -> String {
+        let id = self.new_id();
+        let options = [&["--detach"], options].concat();
+        self.ok(&self.words(&options, &id, &["sh", "-c", script]));
+        id
+    }
+
+    /// A command that runs a shell script in a container.
+    #[must_use]
+    pub fn exec_command(&self, options: &[&str], id: &str, script: &str) -> Command {
+        let exec_id = unique();
+        let words = ["task", "exec", "--exec-id", &exec_id];
+        self.command(&[&words[..], options, &[id, "sh", "-c", script]].concat())
+    }
+
+    /// Runs a shell script in a container.
+    #[track_caller]
+    #[must_use]
+    pub fn exec(&self, id: &str, script: &str) -> Finished {
+        finish(&mut self.exec_command(&[], id, script), Vec::new())
+    }
+
+    /// A task's pid and its state, as `ctr task ls` has it; none if there is no such task.
+    #[track_caller]
+    #[must_use]
+    pub fn task(&self, id: &str) -> Option<(String, String)> {
+        self.ok(&["task", "ls"]).lines().find_map(|line| {
+            let mut words = line.split_whitespace();
+            let is_it = words.next() == Some(id);
+            is_it.then(|| Some((words.next()?.into(), words.next()?.into())))?
+        })
+    }
+
+    /// Waits until a task's state is `state`.
+    ///
+    /// # Panics
+    /// It does not become so.
+    #[track_caller]
+    pub fn await_state(&self, id: &str, state: &str) {
+        let mut last = None;
+        let reached = eventually(|| {
+            last = self.task(id);
+            last.as_ref().is_some_and(|(_, current)| current == state)
+        });
+        assert!(reached, "{id} is {last:?}, not {state}: {}", self.log());
+    }
+
+    /// Deletes a task that has ended with its container, and gives its exit code.
+    ///
+    /// # Panics
+    /// It runs.
+    #[track_caller]
+    pub fn delete(&self, id: &str) -> i32 {
+        let deleted = self.ctr(&["task", "delete", id]).expect(0);
+        let told = deleted.stderr.split("non-zero exit code ").nth(1);
+        let code = told.map_or(0, |text| {
+            let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
+            digits.parse().expect("a number")
+        });
+        self.ok(&["container", "delete", id]);
+        self.made.borrow_mut().retain(|made| made != id);
+        code
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        for id in self.made.take() {
+            undo(|| {
+                // Most are gone.
+                let _ = self.ctr(&["task", "delete", "--force", &id]);
+                let _ = self.ctr(&["container", "delete", &id]);
+            });
+        }
+    }
+}
+
+/// The process that serves a task: the parent of its process proxy.
+///
+/// # Panics
+/// There is no such process.
+#[track_caller]
+#[must_use]
+pub fn shim_of(proxy: &str) -> String {
+    let status = std::fs::read_to_string(Path::new("/proc").join(proxy).join("status"));
+    let status = status.expect("the proxy's status");
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+    let parent = parent.expect("a parent").trim().to_owned();
+    let line = run("cat", &[&format!("/proc/{parent}/cmdline")]).text();
+    assert!(line.starts_with("containerd-shim-hull-v2"), "{line}");
+    parent
+}
