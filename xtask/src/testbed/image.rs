@@ -2,8 +2,9 @@
 //!
 //! Two entries of the cache. `testbed/tree-<hash>` is what mmdebstrap makes from `tests/testbed/packages` for a release
 //! of Debian. `testbed/image-<hash>` has the disk with the files of `tests/testbed/machine` over it, and the state. The
-//! machines of all releases are run by QEMU of Debian 13's tree, which an image names by the link `tree`. Entries never
-//! change: instances write to disks of their own on top.
+//! machines of all releases are run by QEMU of Debian 13's tree, which an image names by the link `tree`; where a release's
+//! list has no kernel or no busybox, they are those of that tree. Entries never change: instances write to disks of their
+//! own on top.
 
 use std::fs;
 use std::io::Write;
@@ -31,6 +32,9 @@ const KNOWN_HOSTS: &str = "known_hosts";
 const KERNEL: &str = "vmlinuz";
 const INITRD: &str = "initrd.cpio";
 const TREE: &str = "tree";
+
+/// In a tree.
+const BUSYBOX: &str = "usr/bin/busybox";
 
 /// The disk's size as the machine sees it; the file is sparse.
 const DISK_SIZE: u64 = 16 << 30;
@@ -157,17 +161,30 @@ impl Tree {
         )
     }
 
-    /// The version of its one kernel.
-    fn kernel_version(&self) -> Result<String> {
+    /// Its one kernel, if it has one.
+    fn kernel(&self) -> Result<Option<Kernel>> {
         let directory = self.path("usr/lib/modules");
+        if !directory.exists() {
+            return Ok(None);
+        }
         let mut versions = names(&directory)?;
         ensure!(
-            versions.len() == 1,
+            versions.len() <= 1,
             "{} should hold one kernel's modules: {versions:?}",
             directory.display()
         );
-        Ok(versions.remove(0))
+        Ok(versions.pop().map(|version| Kernel {
+            file: self.path(&format!("boot/vmlinuz-{version}")),
+            modules: directory.join(version),
+        }))
     }
+}
+
+/// A kernel in a tree.
+struct Kernel {
+    file: PathBuf,
+    /// The directory with its modules, named after its version.
+    modules: PathBuf,
 }
 
 fn tree_name(inputs: &Path, release: Release) -> Result<String> {
@@ -256,15 +273,15 @@ fn make_image(inputs: &Path, tree: &Tree, qemu: &str, directory: &Path) -> Resul
     // The entries lie side by side.
     let qemu = Path::new(qemu).file_name().context("a tree has a name")?;
     symlink(Path::new("..").join(qemu), directory.join(TREE))?;
-    let version = tree.kernel_version()?;
-    fs::copy(
-        tree.path(&format!("boot/vmlinuz-{version}")),
-        image.kernel(),
-    )?;
+    let kernel = match tree.kernel()? {
+        Some(own) => own,
+        None => image.tree().kernel()?.context("no tree has a kernel")?,
+    };
+    fs::copy(&kernel.file, image.kernel())?;
 
     progress.say("making its initrd and its disk");
-    make_initrd(inputs, &image, tree, &version)?;
-    make_base_disk(inputs, &image, tree)?;
+    make_initrd(inputs, &image, &kernel)?;
+    make_base_disk(inputs, &image, tree, &kernel)?;
 
     progress.say("booting");
     // A relative name below, for the entry is renamed when it is finished.
@@ -309,16 +326,14 @@ fn warm_up(image: &Image, machine: &mut Qemu, progress: &mut Progress) -> Result
 }
 
 /// Packs the initrd: busybox, the modules, and `tests/testbed/initrd-init`.
-fn make_initrd(inputs: &Path, image: &Image, tree: &Tree, version: &str) -> Result<()> {
+fn make_initrd(inputs: &Path, image: &Image, kernel: &Kernel) -> Result<()> {
     let content = image.directory().join("initrd");
     fs::create_dir_all(content.join("bin"))?;
-    let busybox = tree.path("usr/bin/busybox");
+    let busybox = image.tree().path(BUSYBOX);
     fs::copy(&busybox, content.join("bin/busybox"))?;
     install_file(&inputs.join("initrd-init"), &content.join("init"), 0o755)?;
     let mut order = fs::File::create(content.join("modules"))?;
-    let modules = tree.path("usr/lib/modules").join(version);
-    let dependencies = modules.join("modules.dep");
-    let dependencies = String::from_utf8(read(&dependencies)?)?;
+    let dependencies = String::from_utf8(read(&kernel.modules.join("modules.dep"))?)?;
     for file in load_order(&dependencies, &INITRD_MODULES) {
         let unpack: &[&str] = if file.ends_with(".xz") {
             &["unxz", "-c"]
@@ -329,7 +344,7 @@ fn make_initrd(inputs: &Path, image: &Image, tree: &Tree, version: &str) -> Resu
         let mut unpacking = Command::new(&busybox);
         unpacking
             .args(unpack)
-            .arg(modules.join(file))
+            .arg(kernel.modules.join(file))
             .stdout(fs::File::create(content.join(name))?);
         command::run(&mut unpacking)?;
         writeln!(order, "{name}")?;
@@ -370,14 +385,18 @@ fn module_name(file: &str) -> &str {
 }
 
 /// Makes the root file system from a copy of the tree, which is made of hard links, and this project's files.
-fn make_base_disk(inputs: &Path, image: &Image, tree: &Tree) -> Result<()> {
+fn make_base_disk(inputs: &Path, image: &Image, tree: &Tree, kernel: &Kernel) -> Result<()> {
     let root = image.directory().join("root");
-    command::quiet(
-        Command::new("cp")
-            .args(["--archive", "--link"])
-            .arg(tree.path("."))
-            .arg(&root),
-    )?;
+    link_tree(&tree.path("."), &root)?;
+    let modules = root.join("usr/lib/modules");
+    if !kernel.modules.starts_with(&tree.0) {
+        fs::create_dir_all(&modules)?;
+        link_tree(&kernel.modules, &modules)?;
+    }
+    let busybox = root.join(BUSYBOX);
+    if !busybox.exists() {
+        fs::hard_link(image.tree().path(BUSYBOX), busybox)?;
+    }
     let machine = inputs.join("machine");
     for file in files(&machine)? {
         let mode = if is_executable(&file)? { 0o755 } else { 0o644 };
@@ -398,6 +417,15 @@ fn make_base_disk(inputs: &Path, image: &Image, tree: &Tree) -> Result<()> {
     )?;
     fs::remove_dir_all(root)?;
     Ok(())
+}
+
+/// Copies a directory by hard links to its files.
+fn link_tree(source: &Path, target: &Path) -> Result<()> {
+    command::quiet(
+        Command::new("cp")
+            .args(["--archive", "--link"])
+            .args([source, target]),
+    )
 }
 
 /// Makes the key that root logs in with and the one that the machine is known by.
