@@ -18,9 +18,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 /// The most that is carried at a time, in bytes.
 const CHUNK: usize = 64 * 1024;
 
-/// How long the guest may be silent after the process's end, before an output that something else holds open (a
-/// daemon that `exec` left behind) is given up.
-const SILENCE: Duration = Duration::from_secs(2);
+/// How long the guest may be silent after the process's end, before an output whose end it does not tell is given up. The
+/// agent tells it, also when something else (a daemon that `exec` left behind) holds the output open; but a guest on a
+/// busy host may be slow to.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// How long the reader of an output may take nothing of it, before what a process that was killed had written is given
 /// up: there would be no more of it than a pipe holds, had the process written to the host itself.
@@ -119,6 +120,11 @@ impl Output {
     /// one, the guest's silence is its end. A reader on the host may take as long as it likes, unless what it does not
     /// take is dropped.
     pub(super) fn finish(self, untaken: Untaken) {
+        self.finish_within(untaken, SILENCE);
+    }
+
+    /// The same with another bound for the guest's silence.
+    pub(super) fn finish_within(self, untaken: Untaken, silence: Duration) {
         let mut seen = self.progress.now();
         let mut since = Instant::now();
         loop {
@@ -130,7 +136,7 @@ impl Output {
             let (read, written) = now;
             if now != seen {
                 (seen, since) = (now, Instant::now());
-            } else if read == written && since.elapsed() >= SILENCE {
+            } else if read == written && since.elapsed() >= silence {
                 break;
             } else if read != written && untaken == Untaken::Dropped && since.elapsed() >= STALL {
                 tracing::debug!(bytes = read - written, "output that nobody takes");

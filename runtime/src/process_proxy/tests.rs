@@ -2,18 +2,21 @@ use super::messages::{FromProxy, ToProxy};
 use super::stdio::{Output, Untaken, carry_input};
 use super::*;
 use crate::logging::LogSettings;
+use crate::sandbox::share::Share;
 use crate::timing::Moment;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 const MIB: usize = 1024 * 1024;
+const SILENCE: Duration = Duration::from_millis(200);
 
 fn bytes() -> Vec<u8> {
     (0u32..)
@@ -70,9 +73,9 @@ fn a_non_blocking_sink_and_a_slow_reader_lose_nothing() {
     let output = Output::carry("stdout", ours, writer.into(), || {}).unwrap();
     let guest = thread::spawn(move || guest.write_all(&bytes()).unwrap());
     thread::sleep(Duration::from_millis(100));
-    let finished = thread::spawn(move || output.finish(Untaken::Kept));
-    // Longer than the silence after which an output is given up: its writer is blocked, not silent.
-    thread::sleep(Duration::from_millis(2500));
+    let finished = thread::spawn(move || output.finish_within(Untaken::Kept, SILENCE));
+    // Its writer is blocked, not silent.
+    thread::sleep(SILENCE * 4);
     let mut received = Vec::new();
     reader.read_to_end(&mut received).unwrap();
     assert!(received == bytes());
@@ -81,13 +84,13 @@ fn a_non_blocking_sink_and_a_slow_reader_lose_nothing() {
 }
 
 #[test]
-fn an_output_that_a_daemon_holds_open_is_given_up() {
+fn an_output_whose_end_is_not_told_is_given_up() {
     let (mut guest, ours) = UnixStream::pair().unwrap();
     let (mut reader, writer) = pipe();
     let output = Output::carry("stdout", ours, writer, || {}).unwrap();
     guest.write_all(b"last words").unwrap();
     let begun = Instant::now();
-    output.finish(Untaken::Kept);
+    output.finish_within(Untaken::Kept, SILENCE);
     assert!(begun.elapsed() < Duration::from_secs(30));
     let mut received = String::new();
     reader.read_to_string(&mut received).unwrap();
@@ -138,6 +141,7 @@ fn messages_are_read_back_as_they_were_sent() {
         sandbox_id: "s".parse().unwrap(),
         container_id: "c".parse().unwrap(),
         exec_id: String::new(),
+        files: vec![Share::rootfs(&"c".parse().unwrap(), Path::new("/rootfs"))],
         notify: Some("/run/s".into()),
     });
     for message in [setup, attach, ToProxy::Commit] {
