@@ -11,6 +11,9 @@ use std::time::Instant;
 use hull_tests::command::{eventually, wait};
 use hull_tests::hull::pids_of;
 use hull_tests::{Bundle, Hull, LeakCheck};
+use nix::sys::prctl::set_child_subreaper;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
 use serde_json::json;
 
 /// How many there are to be of what a full load has `full` of.
@@ -42,6 +45,45 @@ fn in_parallel(callers: usize, count: usize, work: impl Fn(usize) + Sync) {
 
 fn small(bundle: Bundle) -> Bundle {
     bundle.with(|config| config["annotations"] = json!({ "dev.hull.memory_mib": "128" }))
+}
+
+/// Those with an even number are `run`, the others made, started and deleted, their proxy reaped as an engine does.
+#[test]
+fn containers_of_many_callers_end_with_their_codes_and_leave_nothing() {
+    let leaks = LeakCheck::with_cgroups();
+    // So many guests boot at once only as fast as the host has CPUs for them.
+    let config = tempfile::NamedTempFile::new().unwrap();
+    fs::write(config.path(), "[sandbox]\nboot_timeout_s = 200\n").unwrap();
+    let hull = Hull::with_options(&["--config", config.path().to_str().unwrap()]);
+    let start = Instant::now();
+    let (count, callers) = (load(6, 50), load(3, 8));
+    set_child_subreaper(true).expect("subreaper");
+    in_parallel(callers, count, |number| {
+        let id = format!("load{number}");
+        // None that hull fails with.
+        let code = i32::try_from(number + 10).unwrap();
+        let bundle = small(Bundle::shell(&format!("echo {number}; exit {code}")));
+        let output = if number % 2 == 0 {
+            hull.run(&bundle, &id).expect(code).text()
+        } else {
+            let output = hull.create(&bundle, &id);
+            let proxy = Pid::from_raw(hull.state(&id)["pid"].as_i64().unwrap().try_into().unwrap());
+            let _ = hull.hull(&["start", &id]).expect(0);
+            assert_eq!(
+                waitpid(proxy, None).unwrap(),
+                WaitStatus::Exited(proxy, code)
+            );
+            let _ = hull.hull(&["delete", &id]).expect(0);
+            fs::read_to_string(output).unwrap()
+        };
+        assert_eq!(output, format!("{number}\n"));
+    });
+    set_child_subreaper(false).expect("subreaper");
+    leaks.nothing_left(&hull.root());
+    println!(
+        "{count} containers by {callers} callers: {:?}",
+        start.elapsed()
+    );
 }
 
 /// The descriptors of a process.
