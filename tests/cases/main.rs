@@ -6,6 +6,7 @@ mod cgroup;
 mod cni;
 mod command_line;
 mod containerd;
+mod cri;
 mod crio;
 mod docker;
 mod docker_options;
