@@ -1,7 +1,15 @@
 //! The options of `docker run`, and the commands for a container that runs.
 
-use hull_tests::command::eventually;
-use hull_tests::{Engine, LeakCheck};
+use std::io::Write;
+use std::process::{Child, Command, Stdio};
+
+use hull_tests::command::{Finished, eventually, finish, wait};
+use hull_tests::engine::{build_context, denying};
+use hull_tests::{Engine, LeakCheck, run_ok};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+use tempfile::TempDir;
 
 #[test]
 fn environment_user_names_and_files() {
@@ -48,6 +56,8 @@ fn environment_user_names_and_files() {
 #[test]
 fn limits_and_privileges() {
     let docker = Engine::docker();
+    let profile = denying(&["mkdir", "mkdirat"]);
+    let seccomp = format!("seccomp={}", profile.path().display());
     let options = [
         "--memory",
         "64m",
@@ -62,6 +72,8 @@ fn limits_and_privileges() {
         "NET_ADMIN",
         "--security-opt",
         "no-new-privileges",
+        "--security-opt",
+        &seccomp,
         "--ulimit",
         "nofile=77:88",
         "--sysctl",
@@ -72,11 +84,12 @@ fn limits_and_privileges() {
     ];
     let script = "cd /sys/fs/cgroup; cat memory.max cpu.max pids.max; touch /x 2>&1; \
         awk '/CapEff|NoNewPrivs/ { print $2 }' /proc/self/status; ulimit -n; \
-        cat /proc/sys/net/ipv4/ip_forward; test -c /dev/other-null && cat /proc/1/comm";
+        cat /proc/sys/net/ipv4/ip_forward; test -c /dev/other-null && cat /proc/1/comm; \
+        mkdir /dev/shm/made 2>/dev/null || echo denied";
     let finished = docker.run(&options, &["sh", "-c", script]).expect(0);
     assert_eq!(
         finished.text(),
-        "67108864\n50000 100000\n50\ntouch: /x: Read-only file system\n0000000000001000\n1\n77\n1\ndocker-init\n"
+        "67108864\n50000 100000\n50\ntouch: /x: Read-only file system\n0000000000001000\n1\n77\n1\ndocker-init\ndenied\n"
     );
 }
 
@@ -226,4 +239,123 @@ fn containers_of_one_vm_share_processes_and_memory() {
         docker.exec(&first, "cat /dev/shm/word").expect(0).text(),
         "shared\n"
     );
+}
+
+#[test]
+fn a_container_is_attached_to_and_committed() {
+    let docker = Engine::docker();
+    let container = docker.start(
+        &["--interactive"],
+        "while read line && [ $line != end ]; do echo got $line; echo $line >> /lines; done; exit 5",
+    );
+    let mut attach = Command::new("docker")
+        .args(["attach", &container])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut input = attach.stdin.take().unwrap();
+    input.write_all(b"word\n").unwrap();
+    assert!(eventually(
+        || docker.ok(&["logs", &container]) == "got word\n"
+    ));
+    let image = format!("case-committed-{}", std::process::id());
+    docker.ok(&["commit", &container, &image]);
+    input.write_all(b"end\n").unwrap();
+    assert_eq!(docker.ok(&["wait", &container]), "5\n");
+    wait(&mut attach).expect("attach ends with the container");
+    let words = ["run", "--rm", "--runtime", "hull", &image, "cat", "/lines"];
+    assert_eq!(docker.ok(&words), "word\n");
+    docker.ok(&["rmi", &image]);
+}
+
+#[test]
+fn three_services_find_one_another() {
+    let docker = Engine::docker();
+    let network = docker.network();
+    let start = |script: &str| docker.start(&["--network", &network], script);
+    let store =
+        start("mkdir /www; echo stored > /www/index.html; httpd -p 80 -h /www; exec sleep 100000");
+    // A service that answers by asking the next.
+    let relay = |next: &str| {
+        format!(
+            "mkdir -p /www/cgi-bin; printf '#!/bin/sh\\necho; wget -T 20 -q -O - http://{next}\\n' > /www/cgi-bin/ask; \
+             chmod 755 /www/cgi-bin/ask; httpd -p 80 -h /www; exec sleep 100000"
+        )
+    };
+    let middle = start(&relay(&store));
+    let front = start(&relay(&format!("{middle}/cgi-bin/ask")));
+    let ask = "wget -T 60 -q -O - http://127.0.0.1/cgi-bin/ask | grep stored";
+    assert_eq!(docker.eventually(&front, ask), "stored\n");
+}
+
+/// A Docker daemon of the case's own, whose default runtime is hull.
+struct Daemon {
+    directory: TempDir,
+    process: Child,
+}
+
+impl Daemon {
+    fn start() -> Self {
+        let directory = TempDir::with_prefix("dockerd-").unwrap();
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        let settings = json!({
+            "default-runtime": "hull", "runtimes": { "hull": { "path": "/usr/local/bin/hull" } },
+            "hosts": [format!("unix://{}", path("socket"))], "pidfile": path("pid"),
+            "data-root": path("data"), "exec-root": path("exec"), "storage-driver": "vfs",
+            "bridge": "none", "iptables": false, "ip6tables": false,
+            "containerd": "/run/containerd/containerd.sock",
+            "containerd-namespace": "case",
+        });
+        std::fs::write(path("daemon.json"), settings.to_string()).unwrap();
+        // In a network namespace of its own: in the host's, a daemon without a bridge removes that of another.
+        let process = Command::new("unshare")
+            .args(["--net", "dockerd", "--config-file", &path("daemon.json")])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(path("log")).unwrap())
+            .spawn()
+            .unwrap();
+        let daemon = Self { directory, process };
+        assert!(eventually(|| daemon.docker(&["version"]).code == 0));
+        daemon
+    }
+
+    fn docker(&self, words: &[&str]) -> Finished {
+        let mut command = Command::new("docker");
+        let socket = self.directory.path().join("socket");
+        command
+            .args(["--host", &format!("unix://{}", socket.display())])
+            .args(words)
+            .env("DOCKER_BUILDKIT", "0");
+        finish(&mut command, Vec::new())
+    }
+
+    #[track_caller]
+    fn ok(&self, words: &[&str]) -> String {
+        self.docker(words).expect(0).text()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let pid = Pid::from_raw(self.process.id().try_into().unwrap_or(i32::MAX));
+        let _ = kill(pid, Signal::SIGTERM);
+        wait(&mut self.process);
+    }
+}
+
+#[test]
+fn images_are_built_with_hull_as_the_default_runtime() {
+    let daemon = Daemon::start();
+    let image = tempfile::NamedTempFile::new().unwrap();
+    let image = image.path().to_str().unwrap();
+    run_ok("docker", &["save", "--output", image, "busybox"]);
+    daemon.ok(&["load", "--input", image]);
+    let context = build_context();
+    let directory = context.path().to_str().unwrap();
+    daemon.ok(&["build", "--network", "none", "--tag", "built", directory]);
+    let made = daemon.ok(&["run", "--rm", "--network", "none", "built"]);
+    let kernel = made.strip_prefix("from the context\nset\n").expect(&made);
+    assert_ne!(kernel, run_ok("uname", &["-r"]));
 }

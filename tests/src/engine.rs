@@ -4,6 +4,9 @@ use std::cell::RefCell;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use serde_json::json;
+use tempfile::{NamedTempFile, TempDir};
+
 use crate::command::{Finished, eventually, run, undo};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -128,6 +131,13 @@ impl Engine {
         name
     }
 
+    /// Takes a container that the case has started itself, to remove it in the end.
+    pub fn adopt(&self, container: &str) {
+        self.names
+            .borrow_mut()
+            .push(Made::Container(container.to_owned()));
+    }
+
     /// Makes a network and gives its name.
     #[track_caller]
     pub fn network(&self) -> String {
@@ -222,4 +232,35 @@ impl Drop for Engine {
 fn unique(kind: &str) -> String {
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     format!("case-{}-{kind}{number}", std::process::id())
+}
+
+/// A profile of seccomp that has the system calls `names` fail with EPERM.
+///
+/// # Panics
+/// There is no room for it.
+#[must_use]
+pub fn denying(names: &[&str]) -> NamedTempFile {
+    let file = NamedTempFile::new().expect("temporary file");
+    let rules = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{ "names": names, "action": "SCMP_ACT_ERRNO" }],
+    });
+    std::fs::write(file.path(), rules.to_string()).expect("profile");
+    file
+}
+
+/// What an image of busybox is built from: run, it prints a file of the context, the word `set`, and the release of the
+/// kernel that it was built under.
+///
+/// # Panics
+/// There is no room for it.
+#[must_use]
+pub fn build_context() -> TempDir {
+    let directory = TempDir::with_prefix("context-").expect("temporary directory");
+    let steps = "FROM busybox\nENV WORD=set\nWORKDIR /work\nCOPY data .\n\
+                 RUN cat data > made && echo $WORD >> made && uname -r >> made\nCMD [\"cat\", \"made\"]\n";
+    for (name, content) in [("data", "from the context\n"), ("Dockerfile", steps)] {
+        std::fs::write(directory.path().join(name), content).expect("context");
+    }
+    directory
 }
