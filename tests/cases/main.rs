@@ -8,6 +8,7 @@ mod command_line;
 mod containerd;
 mod cri;
 mod crio;
+mod deploy;
 mod docker;
 mod docker_options;
 mod exec;
