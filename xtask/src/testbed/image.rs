@@ -2,9 +2,9 @@
 //!
 //! Two entries of the cache. `testbed/tree-<hash>` is what mmdebstrap makes from `tests/testbed/packages` for a release
 //! of Debian. `testbed/image-<hash>` has the disk with the files of `tests/testbed/machine` over it, and the state. The
-//! machines of all releases are run by QEMU of Debian 13's tree, which an image names by the link `tree`; where a release's
-//! list has no kernel or no busybox, they are those of that tree. Entries never change: instances write to disks of their
-//! own on top.
+//! machines of all releases are run by QEMU of Debian 13's tree, which an image names by the link `tree`, with the kernel of
+//! that tree; its busybox is that of a release whose list has none, too. Entries never change: instances write to disks of
+//! their own on top.
 
 use std::fs;
 use std::io::Write;
@@ -39,7 +39,8 @@ const BUSYBOX: &str = "usr/bin/busybox";
 /// The disk's size as the machine sees it; the file is sparse.
 const DISK_SIZE: u64 = 16 << 30;
 
-/// The release whose QEMU runs the machines: that of Debian 12 is not reliable with two CPUs.
+/// The release whose QEMU and kernel run the machines. Those of others are not reliable: QEMU of Debian 12 with two CPUs,
+/// its kernel's timers under emulation, and guests of unstable's kernel.
 const QEMU_RELEASE: Release = Release::Trixie;
 
 /// What the small initrd loads to mount the root disk, in this order, each after those that it needs. Those that a
@@ -161,22 +162,20 @@ impl Tree {
         )
     }
 
-    /// Its one kernel, if it has one.
-    fn kernel(&self) -> Result<Option<Kernel>> {
-        let directory = self.path("usr/lib/modules");
-        if !directory.exists() {
-            return Ok(None);
-        }
-        let mut versions = names(&directory)?;
-        ensure!(
-            versions.len() <= 1,
-            "{} should hold one kernel's modules: {versions:?}",
-            directory.display()
-        );
-        Ok(versions.pop().map(|version| Kernel {
+    /// Its one kernel.
+    fn kernel(&self) -> Result<Kernel> {
+        let modules = self.path("usr/lib/modules");
+        let versions = names(&modules)?;
+        let [version] = versions.as_slice() else {
+            bail!(
+                "{} should hold one kernel's modules: {versions:?}",
+                modules.display()
+            );
+        };
+        Ok(Kernel {
             file: self.path(&format!("boot/vmlinuz-{version}")),
-            modules: directory.join(version),
-        }))
+            modules: modules.join(version),
+        })
     }
 }
 
@@ -273,10 +272,7 @@ fn make_image(inputs: &Path, tree: &Tree, qemu: &str, directory: &Path) -> Resul
     // The entries lie side by side.
     let qemu = Path::new(qemu).file_name().context("a tree has a name")?;
     symlink(Path::new("..").join(qemu), directory.join(TREE))?;
-    let kernel = match tree.kernel()? {
-        Some(own) => own,
-        None => image.tree().kernel()?.context("no tree has a kernel")?,
-    };
+    let kernel = image.tree().kernel()?;
     fs::copy(&kernel.file, image.kernel())?;
 
     progress.say("making its initrd and its disk");
@@ -389,8 +385,8 @@ fn make_base_disk(inputs: &Path, image: &Image, tree: &Tree, kernel: &Kernel) ->
     let root = image.directory().join("root");
     link_tree(&tree.path("."), &root)?;
     let modules = root.join("usr/lib/modules");
-    if !kernel.modules.starts_with(&tree.0) {
-        fs::create_dir_all(&modules)?;
+    fs::create_dir_all(&modules)?;
+    if names(&modules)?.is_empty() {
         link_tree(&kernel.modules, &modules)?;
     }
     let busybox = root.join(BUSYBOX);
