@@ -1,10 +1,19 @@
-//! Docker runs hull as a runtime: `docker run --runtime hull`.
+//! Docker runs hull as a runtime: `docker run --runtime hull`, and by the name of its shim for containerd.
 
 use std::net::UdpSocket;
 use std::process::Command;
 
 use hull_tests::command::{eventually, finish};
 use hull_tests::{Engine, LeakCheck, run, run_ok};
+
+/// The ways to hull: as the program that containerd's shim for runc runs, and, from Docker 23 on, by hull's own shim.
+fn both_ways() -> Vec<Engine> {
+    let docker = Engine::docker();
+    let version = docker.ok(&["version", "--format", "{{.Server.Version}}"]);
+    let major: u32 = version.split('.').next().unwrap().parse().unwrap();
+    let by_shim = (major >= 23).then(Engine::docker_by_shim);
+    [docker].into_iter().chain(by_shim).collect()
+}
 
 /// Serves its argument at port 80.
 fn web_server(page: &str) -> String {
@@ -15,58 +24,61 @@ const FETCH: &str = "wget -T 20 -q -O -";
 
 #[test]
 fn input_output_and_the_exit_code_are_carried() {
-    let docker = Engine::docker();
-    let script = "cat; echo complaint >&2; exit 3";
-    let mut command = Command::new("docker");
-    command.args(docker.foreground(&["--interactive"], &["sh", "-c", script]));
-    let finished = finish(&mut command, b"words\n".to_vec()).expect(3);
-    assert_eq!(finished.text(), "words\n");
-    assert_eq!(finished.stderr, "complaint\n");
+    for docker in both_ways() {
+        let script = "cat; echo complaint >&2; exit 3";
+        let mut command = Command::new("docker");
+        command.args(docker.foreground(&["--interactive"], &["sh", "-c", script]));
+        let finished = finish(&mut command, b"words\n".to_vec()).expect(3);
+        assert_eq!(finished.text(), "words\n");
+        assert_eq!(finished.stderr, "complaint\n");
+    }
 }
 
 #[test]
 fn a_terminal_is_given_to_run_and_to_exec() {
-    let docker = Engine::docker();
-    let words = docker.foreground(&["--tty"], &["sh", "-c", "'tty; exit 5'"]);
-    let line = format!("docker {}", words.join(" "));
-    let finished = run("script", &["-qec", &line, "/dev/null"]).expect(5);
-    assert!(finished.text().contains("/dev/pts/"), "{finished:?}");
+    for docker in both_ways() {
+        let words = docker.foreground(&["--tty"], &["sh", "-c", "'tty; exit 5'"]);
+        let line = format!("docker {}", words.join(" "));
+        let finished = run("script", &["-qec", &line, "/dev/null"]).expect(5);
+        assert!(finished.text().contains("/dev/pts/"), "{finished:?}");
 
-    let container = docker.start(&[], "sleep 100000");
-    let line = format!("docker exec --tty {container} sh -c 'tty; exit 6'");
-    let finished = run("script", &["-qec", &line, "/dev/null"]).expect(6);
-    assert!(finished.text().contains("/dev/pts/"), "{finished:?}");
+        let container = docker.start(&[], "sleep 100000");
+        let line = format!("docker exec --tty {container} sh -c 'tty; exit 6'");
+        let finished = run("script", &["-qec", &line, "/dev/null"]).expect(6);
+        assert!(finished.text().contains("/dev/pts/"), "{finished:?}");
+    }
 }
 
 #[test]
 fn a_detached_container_has_logs_volumes_and_exec_and_leaves_nothing() {
     let leaks = LeakCheck::new();
-    let docker = Engine::docker();
-    let volume = tempfile::tempdir().unwrap();
-    let mount = format!("{}:/volume", volume.path().display());
-    let container = docker.start(
-        &["--volume", &mount],
-        "echo written > /volume/file; echo started; trap 'exit 4' TERM; while :; do sleep 1; done",
-    );
-    assert!(eventually(
-        || docker.ok(&["logs", &container]) == "started\n"
-    ));
-    let written = std::fs::read_to_string(volume.path().join("file")).unwrap();
-    assert_eq!(written, "written\n");
-    let executed = docker
-        .exec(&container, "cat /volume/file; exit 9")
-        .expect(9);
-    assert_eq!(executed.text(), "written\n");
+    for docker in both_ways() {
+        let volume = tempfile::tempdir().unwrap();
+        let mount = format!("{}:/volume", volume.path().display());
+        let container = docker.start(
+            &["--volume", &mount],
+            "echo written > /volume/file; echo started; trap 'exit 4' TERM; while :; do sleep 1; done",
+        );
+        assert!(eventually(
+            || docker.ok(&["logs", &container]) == "started\n"
+        ));
+        let written = std::fs::read_to_string(volume.path().join("file")).unwrap();
+        assert_eq!(written, "written\n");
+        let executed = docker
+            .exec(&container, "cat /volume/file; exit 9")
+            .expect(9);
+        assert_eq!(executed.text(), "written\n");
 
-    docker.ok(&["stop", "--time", "100", &container]);
-    let code = docker.ok(&["inspect", "--format", "{{.State.ExitCode}}", &container]);
-    assert_eq!(code, "4\n");
-    docker.ok(&["start", &container]);
-    docker.ok(&["kill", &container]);
-    assert_eq!(docker.ok(&["wait", &container]), "137\n");
-    let root = docker.root().to_owned();
-    drop(docker);
-    leaks.nothing_left(&root);
+        docker.ok(&["stop", "--time", "100", &container]);
+        let code = docker.ok(&["inspect", "--format", "{{.State.ExitCode}}", &container]);
+        assert_eq!(code, "4\n");
+        docker.ok(&["start", &container]);
+        docker.ok(&["kill", &container]);
+        assert_eq!(docker.ok(&["wait", &container]), "137\n");
+        let root = docker.root().to_owned();
+        drop(docker);
+        leaks.nothing_left(&root);
+    }
 }
 
 #[test]
@@ -147,19 +159,20 @@ fn query_over_tcp(name: &str) -> Vec<u8> {
 
 #[test]
 fn networks_are_connected_and_disconnected_while_the_container_runs() {
-    let docker = Engine::docker();
-    let container = docker.start(&[], "sleep 100000");
-    docker.eventually(&container, "ip addr show dev eth0 | grep 'inet '");
-    let network = docker.network();
-    let plain = docker.start_plain(&["--network", &network], &web_server("plain"));
-    docker.ok(&["network", "connect", &network, &container]);
-    docker.eventually(&container, "ip addr show dev eth1 | grep 'inet '");
-    // With the first network that has one, Docker's DNS server has come as well.
-    let fetch = format!("{FETCH} http://{plain}/");
-    assert_eq!(docker.eventually(&container, &fetch), "plain\n");
-    docker.ok(&["network", "disconnect", &network, &container]);
-    docker.eventually(&container, "! ip link show dev eth1");
-    docker.eventually(&container, "ip addr show dev eth0 | grep 'inet '");
+    for docker in both_ways() {
+        let container = docker.start(&[], "sleep 100000");
+        docker.eventually(&container, "ip addr show dev eth0 | grep 'inet '");
+        let network = docker.network();
+        let plain = docker.start_plain(&["--network", &network], &web_server("plain"));
+        docker.ok(&["network", "connect", &network, &container]);
+        docker.eventually(&container, "ip addr show dev eth1 | grep 'inet '");
+        // With the first network that has one, Docker's DNS server has come as well.
+        let fetch = format!("{FETCH} http://{plain}/");
+        assert_eq!(docker.eventually(&container, &fetch), "plain\n");
+        docker.ok(&["network", "disconnect", &network, &container]);
+        docker.eventually(&container, "! ip link show dev eth1");
+        docker.eventually(&container, "ip addr show dev eth0 | grep 'inet '");
+    }
 }
 
 #[test]
@@ -180,23 +193,25 @@ fn network_none_has_lo_only_and_network_host_is_refused() {
 
 #[test]
 fn a_container_joins_the_vm_of_another_and_outlives_it() {
-    let docker = Engine::docker();
-    let first = docker.start(&[], &web_server("first"));
-    let of_first = format!("container:{first}");
-    let second = docker.start(
-        &["--network", &of_first],
-        "httpd -p 81 -h /etc; sleep 100000",
-    );
-    let fetch = format!("{FETCH} http://127.0.0.1/");
-    assert_eq!(docker.eventually(&second, &fetch), "first\n");
-    docker.eventually(&second, "ip addr show dev eth0 | grep 'inet '");
-    let boot = "cat /proc/sys/kernel/random/boot_id";
-    let boots = [&first, &second].map(|container| docker.exec(container, boot).expect(0).text());
-    assert_eq!(boots[0], boots[1], "one kernel");
-    docker.remove(&first);
-    let fetch = format!("{FETCH} http://127.0.0.1:81/hostname");
-    docker.eventually(&second, &fetch);
-    assert_eq!(docker.exec(&second, boot).expect(0).text(), boots[1]);
+    for docker in both_ways() {
+        let first = docker.start(&[], &web_server("first"));
+        let of_first = format!("container:{first}");
+        let second = docker.start(
+            &["--network", &of_first],
+            "httpd -p 81 -h /etc; sleep 100000",
+        );
+        let fetch = format!("{FETCH} http://127.0.0.1/");
+        assert_eq!(docker.eventually(&second, &fetch), "first\n");
+        docker.eventually(&second, "ip addr show dev eth0 | grep 'inet '");
+        let boot = "cat /proc/sys/kernel/random/boot_id";
+        let boots =
+            [&first, &second].map(|container| docker.exec(container, boot).expect(0).text());
+        assert_eq!(boots[0], boots[1], "one kernel");
+        docker.remove(&first);
+        let fetch = format!("{FETCH} http://127.0.0.1:81/hostname");
+        docker.eventually(&second, &fetch);
+        assert_eq!(docker.exec(&second, boot).expect(0).text(), boots[1]);
+    }
 }
 
 #[test]
