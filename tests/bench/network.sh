@@ -15,6 +15,8 @@ kernel=$prefix/bench/vmlinux
 host=10.66.0.1
 container=10.66.0.2
 netns=bench-network
+# QEMU has one as containers do: threads that share a cgroup share its part of the CPUs.
+cgroup=/sys/fs/cgroup/bench-qemu
 work=$(mktemp -d)
 touch "$work/console"
 server=
@@ -25,7 +27,10 @@ clear_away() {
         hull) hull --root "$work/hull" delete --force bench || true ;;
         runc) runc --root "$work/runc" delete --force bench || true ;;
         '') ;;
-        *) kill "$server" 2>/dev/null && wait "$server" || true ;;
+        *)
+            kill "$server" 2>/dev/null && wait "$server" || true
+            rmdir "$cgroup"
+            ;;
     esac
     server=
     ip netns delete $netns 2>/dev/null || true
@@ -96,11 +101,14 @@ start_qemu() {
     ip -n $netns link set eth0 address 02:00:ca:fe:00:00 master br0
     ip -n $netns link set tap0 master br0
     for name in eth0 tap0 br0; do ip -n $netns link set $name up; done
-    ip netns exec $netns qemu-system-x86_64 -M "$1" -accel kvm -cpu host -m 512 -smp 1 -nodefaults -no-user-config \
-        -display none -no-reboot -serial "file:$work/console" -kernel "$kernel" -initrd "$work/initramfs" \
-        -append "quiet console=ttyS0 tsc=reliable no_timer_check rcupdate.rcu_expedited=1" \
-        -netdev tap,id=net,ifname=tap0,script=no,downscript=no,vhost=on -device "$2,netdev=net,mac=$mac" \
-        </dev/null >"$work/log" 2>&1 &
+    mkdir "$cgroup"
+    (
+        echo 0 >"$cgroup/cgroup.procs"
+        exec ip netns exec $netns qemu-system-x86_64 -M "$1" -accel kvm -cpu host -m 512 -smp 1 -nodefaults \
+            -no-user-config -display none -no-reboot -serial "file:$work/console" -kernel "$kernel" \
+            -initrd "$work/initramfs" -append "quiet console=ttyS0 tsc=reliable no_timer_check rcupdate.rcu_expedited=1" \
+            -netdev tap,id=net,ifname=tap0,script=no,downscript=no,vhost=on -device "$2,netdev=net,mac=$mac"
+    ) </dev/null >"$work/log" 2>&1 &
     server=$!
 }
 
