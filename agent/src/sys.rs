@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::sys::signal::{SigHandler, Signal};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::bpf::Instruction;
@@ -59,11 +60,19 @@ fn own_received(fd: RawFd) -> OwnedFd {
 ///
 /// # Errors
 /// When it cannot be watched, as a file of a disk cannot.
-#[allow(unsafe_code)]
 pub(crate) fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    watched_for(fd, Interest::READABLE | Interest::WRITABLE)
+}
+
+/// The same for the events `interest` only.
+///
+/// # Errors
+/// See [`watched`].
+#[allow(unsafe_code)]
+pub(crate) fn watched_for(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` names the same open descriptor for as long as it lives, and closes it when it is dropped,
     // which the `AsyncFd` that owns it from here on does after it has deregistered it.
-    Ok(unsafe { AsyncFd::register(fd) }?)
+    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
 }
 
 /// TIOCSWINSZ.

@@ -2,6 +2,7 @@
 //! that may block, and what is of containerd's world around it.
 
 use std::collections::BTreeMap;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Child;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -244,6 +245,14 @@ impl Container {
             .into_iter()
             .filter_map(|pid| u32::try_from(pid).ok())
             .collect())
+    }
+
+    /// Where a byte comes each time that the guest's kernel has ended processes of it for want of memory.
+    pub(crate) fn out_of_memory(&self) -> Result<UnixStream, Error> {
+        let stream = container::out_of_memory(&self.runtime, &self.id)?;
+        let watched = stream.set_nonblocking(true);
+        watched.map_err(Error::io("watch the memory of", self.id.as_str()))?;
+        Ok(stream)
     }
 
     pub(crate) fn read(&self) -> Result<Reading, Error> {

@@ -2,6 +2,7 @@
 //! that its own shim keeps.
 
 use std::collections::HashMap;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -15,7 +16,9 @@ use hull_runtime::WindowSize;
 use oci_spec::runtime::{LinuxResources, Process as Spec};
 use protobuf::well_known_types::any::Any;
 use protobuf::{Message, MessageFull};
+use tokio::io::AsyncReadExt;
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use ttrpc::r#async::TtrpcContext;
 
 use crate::container::{Container, blocking};
@@ -29,6 +32,8 @@ use crate::stdio::StreamNames;
 const OUTPUT_LIMIT: Duration = Duration::from_secs(2);
 /// How long the end of a container may be held back for the ends of its other processes, which come first.
 const OTHERS_LIMIT: Duration = Duration::from_secs(10);
+/// What a guest says of its memory in this time is one event, for it may say more than there is.
+const MEMORY_PAUSE: Duration = Duration::from_millis(100);
 /// How long the proxy of a container that was deleted may take to be seen to end.
 const END_LIMIT: Duration = Duration::from_secs(30);
 
@@ -73,8 +78,35 @@ impl TaskService {
         Ok((container, process))
     }
 
-    /// Tells of the process's end, once its proxy has ended.
-    fn watch(&self, container: Arc<Container>, process: Arc<Process>, proxy: std::process::Child) {
+    /// Tells when processes of the container are ended for want of memory, until the container's end.
+    fn watch_memory(&self, container: &Container, stream: UnixStream) -> JoinHandle<()> {
+        let events = Arc::clone(&self.events);
+        let mut event = event::TaskOOM::new();
+        event.container_id = container.id.to_string();
+        tokio::spawn(async move {
+            let mut stream = match tokio::net::UnixStream::from_std(stream) {
+                Ok(stream) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "nobody tells of memory");
+                    return;
+                }
+            };
+            let mut bytes = [0; 4096];
+            while matches!(stream.read(&mut bytes).await, Ok(1..)) {
+                events.publish(&event);
+                tokio::time::sleep(MEMORY_PAUSE).await;
+            }
+        })
+    }
+
+    /// Tells of the process's end, once its proxy has ended; after what is told of its memory.
+    fn watch(
+        &self,
+        container: Arc<Container>,
+        process: Arc<Process>,
+        proxy: std::process::Child,
+        memory: Option<JoinHandle<()>>,
+    ) {
         let events = Arc::clone(&self.events);
         tokio::spawn(async move {
             let status = proxy_end(proxy).await;
@@ -84,6 +116,9 @@ impl TaskService {
             }
             if process.exec_id.is_empty() {
                 let _ = tokio::time::timeout(OTHERS_LIMIT, others_end(&container)).await;
+            }
+            if let Some(memory) = memory {
+                let _ = tokio::time::timeout(OUTPUT_LIMIT, memory).await;
             }
             let _started = process.starting.lock().await;
             let exit = Exit {
@@ -107,9 +142,10 @@ impl TaskService {
 
     async fn create_task(&self, request: api::CreateTaskRequest) -> Result<u32, Error> {
         let namespace = self.namespace.clone();
-        let (request, container, proxy) = blocking(move || {
+        let (request, container, proxy, memory) = blocking(move || {
             let (container, proxy) = Container::create(&namespace, &request)?;
-            Ok((request, Arc::new(container), proxy))
+            let memory = container.out_of_memory();
+            Ok((request, Arc::new(container), proxy, memory))
         })
         .await?;
         let pid = container.first.pid();
@@ -127,7 +163,11 @@ impl TaskService {
         self.containers().insert(request.id, Arc::clone(&container));
         self.events.publish(&event);
         let first = Arc::clone(&container.first);
-        self.watch(container, first, proxy);
+        let memory = memory
+            .inspect_err(|error| tracing::warn!(%error, "nobody tells of memory"))
+            .ok()
+            .map(|stream| self.watch_memory(&container, stream));
+        self.watch(container, first, proxy, memory);
         Ok(pid)
     }
 
@@ -149,7 +189,7 @@ impl TaskService {
             event.exec_id = exec_id.into();
             event.pid = process.pid();
             self.events.publish(&event);
-            self.watch(container, Arc::clone(&process), proxy);
+            self.watch(container, Arc::clone(&process), proxy, None);
         }
         drop(starting);
         Ok(process.pid())

@@ -28,7 +28,9 @@ fn a_program_has_its_streams_environment_mounts_and_exit_code() {
     let script =
         "read line; echo $line; cat /shared/file; echo $WORD; grep Seccomp: /proc/self/status
                   echo complaint >&2; echo > /shared/no; exit 3";
+    let snapshotter = ["--snapshotter", "native"];
     let options = ["--seccomp", "--env", "WORD=told", "--mount", &mount];
+    let options = [&snapshotter[..], &options].concat();
     let mut command = containerd.foreground(&options, &["sh", "-c", script]);
     let finished = finish(&mut command, b"words\n".to_vec()).expect(3);
     assert_eq!(finished.text(), "words\nshared\ntold\nSeccomp:\t2\n");
@@ -242,6 +244,28 @@ fn events_come_in_the_order_of_runc_s_shim() {
         "{of_runc:?}"
     );
     assert_eq!(events_with(hull_tests::containerd::RUNTIME), of_runc);
+}
+
+#[test]
+fn what_is_ended_for_want_of_memory_is_told_as_it_happens() {
+    let leaks = LeakCheck::new();
+    let containerd = Containerd::of_machine();
+    let events = Events::listen(&containerd);
+    // First a child, then the program itself.
+    let hog = "dd if=/dev/zero of=/dev/null bs=200M count=1";
+    let script = format!("{hog}; until [ -e /go ]; do sleep 0.1; done; exec {hog}");
+    let id = containerd.start(&["--memory-limit", "67108864"], &script);
+    let is_told = || events.of(&id).contains(&"/tasks/oom".into());
+    assert!(eventually(is_told), "{:?}", events.of(&id));
+    let _ = containerd.exec(&id, "touch /go").expect(0);
+    containerd.await_state(&id, "STOPPED");
+    assert_eq!(containerd.delete(&id), 137);
+    let mut topics = events.until_deleted(&id);
+    topics.retain(|topic| !topic.contains("exec-"));
+    let of_task = ["create", "start", "oom", "exit", "oom", "exit", "delete"];
+    assert_eq!(topics, of_task.map(|name| format!("/tasks/{name}")));
+    drop((events, containerd));
+    nothing_left(&leaks);
 }
 
 #[test]

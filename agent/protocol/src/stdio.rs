@@ -9,6 +9,8 @@
 //! - `terminal`: both ways, a terminal's master. The agent's half-close says that the last process left it.
 //! - `notify`: guest to host, of a container's first process only: what its programs say to their service manager
 //!   ([`crate::notify`]). The agent's half-close is the end of the process.
+//! - `out-of-memory`: guest to host, of a container's first process only: a byte each time that the kernel's OOM killer
+//!   has ended processes of the container. The agent's half-close is the end of the process, which is told after it.
 //! - `lease`: no bytes. Whoever holds it stands for the process: if it is closed before the process has ended, the agent
 //!   kills the process.
 //!
@@ -31,6 +33,8 @@ pub enum StreamKind {
     Terminal,
     /// Guest to host: messages of [`crate::notify`].
     Notify,
+    /// Guest to host: a byte for each event.
+    OutOfMemory,
     /// Neither way.
     Lease,
 }
@@ -69,6 +73,7 @@ impl fmt::Display for StreamRequest {
             StreamKind::Stderr => "stderr",
             StreamKind::Terminal => "terminal",
             StreamKind::Notify => "notify",
+            StreamKind::OutOfMemory => "out-of-memory",
             StreamKind::Lease => "lease",
         };
         let exec_id = if self.exec_id.is_empty() {
@@ -96,6 +101,7 @@ impl FromStr for StreamRequest {
             "stderr" => StreamKind::Stderr,
             "terminal" => StreamKind::Terminal,
             "notify" => StreamKind::Notify,
+            "out-of-memory" => StreamKind::OutOfMemory,
             "lease" => StreamKind::Lease,
             _ => return Err(BadStreamRequest),
         };
@@ -122,6 +128,7 @@ mod tests {
             (StreamKind::Terminal, "e1"),
             (StreamKind::Stderr, ""),
             (StreamKind::Notify, ""),
+            (StreamKind::OutOfMemory, ""),
             (StreamKind::Lease, "e1"),
         ] {
             let request = StreamRequest {

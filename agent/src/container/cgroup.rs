@@ -143,9 +143,7 @@ impl Cgroup {
     /// How many of its processes the kernel's OOM killer has ended.
     pub(super) fn oom_kills(&self) -> u64 {
         self.read("memory.events")
-            .ok()
-            .and_then(|events| value(&events, "oom_kill")?.parse().ok())
-            .unwrap_or(0)
+            .map_or(0, |events| oom_kills(&events))
     }
 
     /// The files that tell its use of resources, as they read; those that are not there are left out.
@@ -214,6 +212,13 @@ fn below(path: &Path) -> Vec<PathBuf> {
         next += 1;
     }
     found
+}
+
+/// How many processes the OOM killer has ended, by the text of `memory.events`.
+pub(super) fn oom_kills(events: &str) -> u64 {
+    value(events, "oom_kill")
+        .and_then(|count| count.parse().ok())
+        .unwrap_or(0)
 }
 
 /// The value of `key` in a file of lines `key value`.

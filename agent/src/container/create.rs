@@ -112,6 +112,7 @@ impl Containers {
             cgroup: cgroup.clone(),
             seccomp,
             notify,
+            out_of_memory: OutOfMemory::new(cgroup.clone()),
             shared_memory: options.shared_memory.clone(),
             started: Mutex::new(false),
             processes: Mutex::new(HashMap::from([(String::new(), first)])),

@@ -172,6 +172,7 @@ pub struct Container {
     cgroup: Cgroup,
     seccomp: Option<LinuxSeccomp>,
     notify: Option<Arc<NotifySocket>>,
+    pub(crate) out_of_memory: OutOfMemory,
     shared_memory: Vec<SharedMemory>,
     started: Mutex<bool>,
     processes: Mutex<HashMap<String, ProcessEntry>>,

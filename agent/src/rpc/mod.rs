@@ -238,6 +238,9 @@ impl Agent for Service {
         let container = self.containers.get(&request.container_id).map_err(status)?;
         let process = container.process(&request.exec_id).map_err(status)?;
         let exit = process.wait().await;
+        if request.exec_id.is_empty() {
+            container.out_of_memory.told().await;
+        }
         Ok(WaitProcessResponse {
             exit_status: exit.status.into(),
             exited_at: exit.at,

@@ -19,7 +19,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 
-use crate::container::NotifySocket;
+use crate::container::{Container, NotifySocket};
 use crate::sys;
 
 /// Why a stream cannot be had.
@@ -110,6 +110,8 @@ pub(crate) enum Endpoint {
     Terminal(Master),
     /// Guest to host.
     Notify(Arc<NotifySocket>),
+    /// Guest to host.
+    OutOfMemory(Arc<Container>),
     /// Neither way.
     Lease,
 }
@@ -173,7 +175,7 @@ impl ProcessIo {
             StreamKind::Terminal => Endpoint::Terminal(slots.terminal.take(kind)?),
             StreamKind::Lease => Endpoint::Lease,
             // It is the container's.
-            StreamKind::Notify => return Err(StreamError::None(kind)),
+            StreamKind::Notify | StreamKind::OutOfMemory => return Err(StreamError::None(kind)),
         })
     }
 

@@ -84,6 +84,9 @@ where
             linger(from).await;
         }
         Endpoint::Notify(socket) => socket.carry(from, to, &process).await,
+        Endpoint::OutOfMemory(container) => {
+            container.out_of_memory.carry(from, to, &process).await;
+        }
         Endpoint::Lease => hold(from, &process).await,
     }
 }
@@ -125,6 +128,9 @@ fn open(line: &str, containers: &Containers) -> Result<(Arc<Process>, Endpoint),
         StreamKind::Notify if request.exec_id.is_empty() => {
             let socket = container.take_notify_socket();
             Endpoint::Notify(socket.ok_or(StreamError::None(request.kind))?)
+        }
+        StreamKind::OutOfMemory if request.exec_id.is_empty() && container.out_of_memory.take() => {
+            Endpoint::OutOfMemory(container)
         }
         kind => process.io.take(kind)?,
     };

@@ -8,6 +8,7 @@ mod exec;
 mod id;
 mod kill;
 mod list;
+mod out_of_memory;
 mod pause;
 mod placement;
 mod ps;
@@ -29,6 +30,7 @@ pub use exec::{ExecOptions, ExecProcess, Executed, exec, exec_detached, parse_ca
 pub use id::{ContainerId, IdError};
 pub use kill::{kill, kill_exec, parse_signal};
 pub use list::list;
+pub use out_of_memory::out_of_memory;
 pub use pause::{pause, resume};
 pub use placement::PinnedNamespace;
 pub use ps::{host_pids, ps};
