@@ -27,6 +27,9 @@ const NIC_LIMIT_MS: u32 = 20_000;
 /// What is read of a resolver file, in bytes.
 const RESOLVER_FILE_LIMIT: u64 = 16 * 1024;
 
+/// Where the host's DNS servers are: the second tells where the first leads only to systemd-resolved.
+const HOST_RESOLVER_FILES: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
+
 /// What came of a look at the network namespace while containers run.
 #[derive(Debug)]
 pub struct Followed {
@@ -192,7 +195,10 @@ impl Sandbox {
                 continue;
             };
             match read_start(path) {
-                Ok(text) => servers.extend(embedded_dns::upstream_servers(&text)),
+                Ok(text) => servers.extend(
+                    embedded_dns::upstream_servers(&text)
+                        .unwrap_or_else(|| untold_upstream_servers(path)),
+                ),
                 Err(error) => tracing::debug!(path = %path.display(), %error, "resolver file"),
             }
         }
@@ -351,6 +357,30 @@ fn digest(network: &SetNetworkRequest) -> Option<u64> {
     let mut hasher = DefaultHasher::new();
     hasher.write(&bytes);
     Some(hasher.finish())
+}
+
+/// The servers that a Docker asks which does not say so in a container's resolver file, which is at `path`.
+fn untold_upstream_servers(path: &Path) -> Vec<IpAddr> {
+    let host_config = path.with_file_name("hostconfig.json");
+    let [of_host, of_systemd] = HOST_RESOLVER_FILES.map(Path::new);
+    type ServersIn = fn(&str) -> Vec<IpAddr>;
+    let sources: [(&Path, ServersIn); 3] = [
+        (&host_config, embedded_dns::requested_servers),
+        (of_host, embedded_dns::name_servers),
+        (of_systemd, embedded_dns::name_servers),
+    ];
+    let mut found = sources
+        .into_iter()
+        .map(|(file, servers_in)| match read_start(file) {
+            Ok(text) => servers_in(&text),
+            Err(error) => {
+                tracing::debug!(path = %file.display(), %error, "upstream DNS servers");
+                Vec::new()
+            }
+        });
+    found
+        .find(|servers| !servers.is_empty())
+        .unwrap_or_default()
 }
 
 /// A resolver file, or its beginning: containers write to theirs.

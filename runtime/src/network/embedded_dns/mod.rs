@@ -24,7 +24,7 @@ use hull_vmm_protocol::socket::with_short_path;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, bind, listen, socket};
 
 use super::Netns;
-pub use upstream::upstream_servers;
+pub use upstream::{name_servers, requested_servers, upstream_servers};
 
 /// Connections that wait to be accepted. The VMM does not wait for room.
 const BACKLOG: i32 = 128;
