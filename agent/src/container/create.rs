@@ -14,7 +14,8 @@ use super::cgroup::Cgroup;
 use super::helper::{self, Request};
 use super::spec::{self, GuestSpec};
 use super::{
-    Container, Containers, Error, NotifySocket, ProcessEntry, SharedMemory, check_id, devices, lock,
+    Container, Containers, Error, NotifySocket, OutOfMemory, ProcessEntry, SharedMemory, check_id,
+    devices, lock,
 };
 use crate::process::Process;
 use crate::stdio::ProcessIo;

@@ -10,6 +10,7 @@ mod exec;
 pub mod helper;
 mod inspect;
 mod notify;
+mod out_of_memory;
 mod remove;
 mod shared_memory;
 mod signal;
@@ -32,6 +33,7 @@ pub use create::CreateOptions;
 pub use devices::DeviceError;
 pub use inspect::ProcessInfo;
 pub(crate) use notify::NotifySocket;
+pub(crate) use out_of_memory::OutOfMemory;
 pub use shared_memory::SharedMemory;
 
 use crate::process::{Process, Reaper};
