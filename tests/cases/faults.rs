@@ -53,6 +53,7 @@ impl Ground {
                     "destination": "/volume", "type": "bind", "source": "/etc", "options": ["rbind", "ro"]
                 }));
             });
+        fs::create_dir(bundle.path().join("pids")).expect("a directory");
         let before = network_of(&container);
         Self {
             hull: Hull::new(),
@@ -65,10 +66,9 @@ impl Ground {
     }
 
     fn create(&self) -> Command {
-        let mut command = self
-            .hull
-            .command(&["create", "--bundle", self.bundle.arg(), "fault"]);
-        quieten(&mut command);
+        let (bundle, pid_file) = (self.bundle.arg(), self.bundle.path().join("pids/pid"));
+        let mut command = self.command(&["create", "--bundle", bundle, "--pid-file"]);
+        command.arg(pid_file).arg("fault");
         command
     }
 
@@ -111,6 +111,10 @@ impl Ground {
             network == self.before
         });
         assert!(same, "after {what}: {network:#?}, not {:#?}", self.before);
+        let beside = fs::read_dir(self.bundle.path().join("pids")).expect("a directory");
+        for file in beside.flatten().map(|entry| entry.file_name()) {
+            assert_eq!(file, "pid", "after {what}");
+        }
     }
 
     /// Kills `command` after some of its steps, or after each, each time on a container that `prepare` has made.
@@ -211,6 +215,30 @@ fn delete_killed_at_any_step_is_cleaned_up() {
         || ground.started(),
         || ground.command(&["delete", "--force", "fault"]),
     );
+    ground.sweep(
+        "delete",
+        2,
+        || ground.ready(),
+        || ground.command(&["delete", "fault"]),
+    );
+}
+
+#[test]
+fn a_vm_that_ends_while_its_container_is_made_is_told_of_with_its_reason() {
+    let leaks = LeakCheck::with_cgroups();
+    let hull = Hull::new();
+    // It is not to match the hook's own command line.
+    let vmm = format!("{}/sandboxes/short/[v]m.json", hull.root().display());
+    let script = format!("pkill -f {vmm}; while pgrep -f {vmm}; do sleep 0.1; done");
+    let bundle = Bundle::new(&["true"]).with(|config| {
+        config["hooks"]["createContainer"] =
+            json!([{ "path": "/bin/sh", "args": ["sh", "-c", script] }]);
+    });
+    hull.run(&bundle, "short").expect_error(&[
+        "the VM of sandbox short has ended",
+        "signal 15 ended the machine",
+    ]);
+    leaks.nothing_left(&hull.root());
 }
 
 /// Runs two commands of hull at once.
