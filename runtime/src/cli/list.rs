@@ -3,7 +3,7 @@
 use hull_runtime::Runtime;
 use hull_runtime::container::{State, list};
 
-use super::{print, print_json};
+use super::{print, print_json_line};
 
 /// List the containers of the state directory
 #[derive(clap::Args)]
@@ -32,7 +32,7 @@ pub(super) fn run(runtime: &Runtime, arguments: &Arguments) -> anyhow::Result<u8
                 .collect();
             print(&ids)?;
         }
-        Format::Json => print_json(&states)?,
+        Format::Json => print_json_line(&states)?,
         Format::Table => print(&table(&states))?,
     }
     Ok(0)

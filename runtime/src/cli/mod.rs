@@ -310,7 +310,12 @@ fn print(text: &str) -> anyhow::Result<()> {
         .context("standard output")
 }
 
-/// Prints an answer as JSON.
+/// Prints an answer as JSON in one line, as runc does where programs are to read it.
+fn print_json_line(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    print(&format!("{}\n", serde_json::to_string(value)?))
+}
+
+/// Prints an answer as JSON that people can read.
 fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     print(&format!("{}\n", serde_json::to_string_pretty(value)?))
 }

@@ -3,7 +3,7 @@
 use hull_runtime::Runtime;
 use hull_runtime::container::{host_pids, ps};
 
-use super::{container_id, print, print_json};
+use super::{container_id, print, print_json_line};
 
 /// List the processes of a container
 #[derive(clap::Args)]
@@ -25,7 +25,7 @@ enum Format {
 pub(super) fn run(runtime: &Runtime, arguments: &Arguments) -> anyhow::Result<u8> {
     let id = container_id(&arguments.id)?;
     match arguments.format {
-        Format::Json => print_json(&host_pids(runtime, &id)?)?,
+        Format::Json => print_json_line(&host_pids(runtime, &id)?)?,
         Format::Table => {
             let mut table = format!("{:<8} {:>8} {:>8} CMD\n", "UID", "PID", "PPID");
             for process in ps(runtime, &id)? {

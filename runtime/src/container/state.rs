@@ -48,10 +48,10 @@ pub struct State {
     pub oci_version: String,
     /// Its id.
     pub id: ContainerId,
-    /// Its state.
-    pub status: Status,
     /// Its process proxy's; 0 when it has stopped.
     pub pid: i32,
+    /// Its state.
+    pub status: Status,
     /// Its bundle.
     pub bundle: PathBuf,
     /// Its root file system.
