@@ -15,7 +15,7 @@ use super::helper::{self, Request};
 use super::spec::{self, GuestSpec};
 use super::{
     Container, Containers, Error, NotifySocket, OutOfMemory, ProcessEntry, SharedMemory, check_id,
-    devices, lock,
+    copy_up, devices, lock,
 };
 use crate::process::Process;
 use crate::stdio::ProcessIo;
@@ -68,7 +68,7 @@ impl Containers {
     async fn make(
         &self,
         id: &str,
-        guest_spec: GuestSpec,
+        mut guest_spec: GuestSpec,
         cgroup: &Cgroup,
         options: &CreateOptions,
     ) -> Result<(Arc<Container>, Arc<Process>), Error> {
@@ -88,6 +88,13 @@ impl Containers {
         devices::apply(&guest_spec.devices, cgroup.path())?;
         make_working_directory(&guest_spec.spec);
         let bundle = self.paths.bundles.join(id);
+        let beside = bundle.clone();
+        // Copying takes as long as there is to copy.
+        let copied = tokio::task::spawn_blocking(move || {
+            let filled = copy_up::fill(&mut guest_spec.spec, &beside)?;
+            Ok::<_, Error>((filled, guest_spec))
+        });
+        let (_bound_until_made, guest_spec) = copied.await.map_err(Error::CopyUp)??;
         write_bundle(&bundle, &guest_spec)?;
         fs::create_dir_all(&self.paths.state).map_err(|source| Error::File {
             action: "make the directory",

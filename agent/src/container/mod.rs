@@ -4,6 +4,7 @@
 //! [`crate::rpc`] and the streams of [`crate::stdio`].
 
 mod cgroup;
+mod copy_up;
 mod create;
 mod devices;
 mod exec;
@@ -36,6 +37,7 @@ pub(crate) use notify::NotifySocket;
 pub(crate) use out_of_memory::OutOfMemory;
 pub use shared_memory::SharedMemory;
 
+use crate::mounts::MountError;
 use crate::process::{Process, Reaper};
 use cgroup::Cgroup;
 
@@ -103,6 +105,12 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A tmpfs that begins with files of the image.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// Copying these files ended by a fault of this program.
+    #[error("copy files of the image")]
+    CopyUp(#[source] tokio::task::JoinError),
     /// Pipes or the terminal of a process.
     #[error("make the process's stdio")]
     Stdio(#[source] io::Error),

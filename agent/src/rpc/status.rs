@@ -50,7 +50,9 @@ impl Coded for container::Error {
             | Self::Limit(_)
             | Self::Stdio(_)
             | Self::Start(_)
-            | Self::Signal(_) => Code::INTERNAL,
+            | Self::Signal(_)
+            | Self::Mount(_)
+            | Self::CopyUp(_) => Code::INTERNAL,
         }
     }
 }
