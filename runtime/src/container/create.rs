@@ -163,6 +163,7 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
         sandbox_id: record.sandbox_id.clone(),
         container_id: options.id.clone(),
         exec_id: String::new(),
+        files: guest.shares,
         notify: guest.notify.and_then(|socket| socket.host),
     });
     attached.map_err(|error| sandbox.explain(error.into()))?;

@@ -180,6 +180,7 @@ fn start(
             sandbox_id: record.sandbox_id.clone(),
             container_id: record.id.clone(),
             exec_id: exec_id.clone(),
+            files: Vec::new(),
             notify: None,
         })
         .map_err(Error::from)

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::container::ContainerId;
 use crate::logging::LogSettings;
+use crate::sandbox::share::Share;
 use crate::timing::Moment;
 
 /// To the proxy.
@@ -84,6 +85,8 @@ pub struct Attach {
     pub container_id: ContainerId,
     /// The process; empty for the container's first, with whose end the sandbox's may come.
     pub exec_id: String,
+    /// The container's files, its root first, that the proxy shows; none if it stands for a process of exec.
+    pub files: Vec<Share>,
     /// The engine's socket that hears the container's notifications ([`crate::notify`]).
     pub notify: Option<OsString>,
 }

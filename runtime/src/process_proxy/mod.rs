@@ -7,11 +7,13 @@
 //! message (messages.rs). Until it is told [`messages::ToProxy::Commit`] it ends with its maker; afterwards it lives as
 //! long as the process in the guest does, or its VM.
 //!
-//! In the proxy (serve.rs) one thread waits for the end of the process, one for signals (signals.rs), one for each
+//! In the proxy (serve.rs) the first thread shows the container's files to who looks at the proxy (files.rs), one waits
+//! for the end of the process, one for signals (signals.rs), one for each
 //! stream carries bytes (stdio.rs), and in the proxy of a container's own process one waits for the end of the sandbox's
 //! monitor, to make another ([`crate::monitor::guard`]); all of them block, so that an idle process costs nothing.
 
 mod console;
+mod files;
 pub mod foreground;
 mod messages;
 mod serve;
@@ -27,6 +29,7 @@ use std::path::PathBuf;
 use crate::agent_client::AgentError;
 use crate::agent_client::vsock::VsockError;
 use crate::network;
+use crate::sandbox::share::ShareError;
 
 pub use messages::{Attach, Setup, Streams};
 pub(crate) use serve::serve;
@@ -72,6 +75,9 @@ pub enum ProxyError {
     /// A stream of the process cannot be opened.
     #[error("streams of the process")]
     Stream(#[from] VsockError),
+    /// The container's files cannot be shown.
+    #[error("process proxy")]
+    Files(#[from] ShareError),
     /// The agent cannot be asked for the end of the process.
     #[error("the end of the process")]
     Agent(#[from] AgentError),

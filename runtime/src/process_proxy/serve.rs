@@ -17,7 +17,7 @@ use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 use super::messages::{Attach, FromProxy, Setup, Streams, ToProxy};
 use super::signals::{Forwarder, block_all};
 use super::stdio::{Output, Untaken, carry_input};
-use super::{ProxyError, console};
+use super::{ProxyError, console, files};
 use crate::agent_client::{AgentClient, vsock};
 use crate::monitor::guard;
 use crate::notify;
@@ -39,7 +39,7 @@ const NOTHING: u8 = 1;
 pub(crate) fn serve(control: OwnedFd) -> u8 {
     let prepared = prepare(&control);
     let answer = match prepared {
-        Ok(Some(session)) => return session.run(),
+        Ok(Some(waiting)) => return waiting.run(),
         // The maker has ended, or given up.
         Ok(None) => return NOTHING,
         Err(error) => FromProxy::Failed {
@@ -51,7 +51,7 @@ pub(crate) fn serve(control: OwnedFd) -> u8 {
     NOTHING
 }
 
-fn prepare(control: &OwnedFd) -> Result<Option<Session>, ProxyError> {
+fn prepare(control: &OwnedFd) -> Result<Option<Waiting>, ProxyError> {
     let Some(ToProxy::Setup(setup)) = next(control)? else {
         return Ok(None);
     };
@@ -60,11 +60,36 @@ fn prepare(control: &OwnedFd) -> Result<Option<Session>, ProxyError> {
     let Some(ToProxy::Attach(attach)) = next(control)? else {
         return Ok(None);
     };
-    let session = held.attach(attach)?;
+    let files = attach.files.clone();
+    let waiting = Waiting::start(held.attach(attach)?)?;
+    files::enter(&files)?;
     answer(control, &FromProxy::Attached)?;
     match next(control)? {
-        Some(ToProxy::Commit) => Ok(Some(session)),
+        Some(ToProxy::Commit) => Ok(Some(waiting)),
         _ => Ok(None),
+    }
+}
+
+/// A session that waits to be run, in a thread that keeps the host's files: those of the first one become the container's.
+struct Waiting {
+    go: mpsc::SyncSender<()>,
+    thread: thread::JoinHandle<u8>,
+}
+
+impl Waiting {
+    fn start(session: Session) -> Result<Self, ProxyError> {
+        let (go, told) = mpsc::sync_channel(0);
+        let work = move || told.recv().map_or(NOTHING, |()| session.run());
+        let thread = thread::Builder::new().name("session".into()).spawn(work);
+        let thread = thread.map_err(ProxyError::host("start its session"))?;
+        Ok(Self { go, thread })
+    }
+
+    /// Runs it, and gives the exit code.
+    fn run(self) -> u8 {
+        // It waits, and so it hears this.
+        let _ = self.go.send(());
+        self.thread.join().unwrap_or(KILLED)
     }
 }
 

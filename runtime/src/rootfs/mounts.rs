@@ -132,15 +132,18 @@ fn bind(
             "a socket or FIFO of the host is seen in the VM, but connects nobody"
         );
     }
-    let share = Share::volume(
-        id,
-        shares.len() - 1,
-        &source,
-        !metadata.is_dir(),
-        options(&mount).any(|option| option == "rbind"),
-        options(&mount).any(|option| matches!(option, "ro" | "rro")),
-        propagation(&mount),
-    );
+    let share = Share {
+        recursive: options(&mount).any(|option| option == "rbind"),
+        readonly: options(&mount).any(|option| matches!(option, "ro" | "rro")),
+        propagation: propagation(&mount),
+        ..Share::volume(
+            id,
+            shares.len() - 1,
+            &source,
+            destination,
+            !metadata.is_dir(),
+        )
+    };
     mount.set_source(Some(Path::new(GUEST_SHARE).join(&share.target)));
     shares.push(share);
     Ok(mount)

@@ -13,6 +13,7 @@ use hull_vmm_protocol::config::JAIL_SHARE;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
+use serde::{Deserialize, Serialize};
 
 use crate::container::ContainerId;
 use crate::process_identity::ProcessIdentity;
@@ -47,7 +48,7 @@ pub enum ShareError {
 }
 
 /// Whether what is mounted below the source later is to be seen too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Propagation {
     /// No.
     Private,
@@ -56,12 +57,14 @@ pub enum Propagation {
 }
 
 /// Something of the host that the guest is to see.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Share {
     /// Where it is: absolute, without symbolic links.
     pub source: PathBuf,
     /// Where it goes, below the shared directory.
     pub target: PathBuf,
+    /// Where the container has it.
+    pub destination: PathBuf,
     /// Whether it is anything but a directory.
     pub is_file: bool,
     /// Whether what is mounted below it comes along.
@@ -79,6 +82,7 @@ impl Share {
         Self {
             source: source.into(),
             target: Path::new(id.as_str()).join("rootfs"),
+            destination: "/".into(),
             is_file: false,
             recursive: true,
             readonly: false,
@@ -86,29 +90,29 @@ impl Share {
         }
     }
 
-    /// A container's volume number `index`.
+    /// A container's volume number `index`: writable, private, and without what is mounted below it.
     pub fn volume(
         id: &ContainerId,
         index: usize,
         source: &Path,
+        destination: &Path,
         is_file: bool,
-        recursive: bool,
-        readonly: bool,
-        propagation: Propagation,
     ) -> Self {
         Self {
             source: source.into(),
             target: Path::new(id.as_str())
                 .join("mounts")
                 .join(index.to_string()),
+            destination: destination.into(),
             is_file,
-            recursive,
-            readonly,
-            propagation,
+            recursive: false,
+            readonly: false,
+            propagation: Propagation::Private,
         }
     }
 
-    fn clone_mount(&self) -> Result<OwnedFd, ShareError> {
+    /// A mount of it that is attached nowhere yet.
+    pub(crate) fn clone_mount(&self) -> Result<OwnedFd, ShareError> {
         let fail = |operation| {
             move |source| ShareError::Source {
                 operation,
@@ -294,15 +298,16 @@ mod tests {
         let before = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         let shares = [
             Share::rootfs(&id, &source.path().join("rootfs")),
-            Share::volume(
-                &id,
-                0,
-                &source.path().join("hosts"),
-                true,
-                false,
-                true,
-                Propagation::Private,
-            ),
+            Share {
+                readonly: true,
+                ..Share::volume(
+                    &id,
+                    0,
+                    &source.path().join("hosts"),
+                    Path::new("/etc/hosts"),
+                    true,
+                )
+            },
         ];
         attach(&vmm, &shares).unwrap();
         assert!(is_there(&vmm, "c1/rootfs/etc"));
