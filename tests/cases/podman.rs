@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use hull_tests::command::{eventually, finish};
-use hull_tests::{Engine, run, run_ok};
+use hull_tests::{Engine, run};
 
 /// Serves its argument at port 80.
 fn web_server(page: &str) -> String {
@@ -44,9 +44,9 @@ fn a_detached_container_is_published_executed_in_connected_and_stopped() {
 
     let port = podman.ok(&["port", &container, "80/tcp"]);
     let port = port.trim().rsplit(':').next().unwrap().to_owned();
-    let own = run_ok("ip", &["-4", "-o", "addr", "show", "podman0"]);
-    let own = own.split_whitespace().nth(3).unwrap();
-    for address in ["127.0.0.1", own.split('/').next().unwrap()] {
+    let gateway = "{{(index .Subnets 0).Gateway}}";
+    let own = podman.ok(&["network", "inspect", "--format", gateway, "podman"]);
+    for address in ["127.0.0.1", own.trim()] {
         let url = format!("http://{address}:{port}/");
         assert!(
             eventually(|| run("curl", &["-sS", "-m", "20", &url]).text() == "published\n"),
