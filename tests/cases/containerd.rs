@@ -52,7 +52,7 @@ fn a_detached_task_is_executed_in_measured_paused_and_killed() {
     let uri = format!("file://{}", log.display());
     let id = containerd.start(
         &["--memory-limit", "134217728", "--log-uri", &uri],
-        "echo started; trap 'exit 5' TERM; while :; do sleep 0.1; done",
+        "trap 'exit 5' TERM; echo started; while :; do sleep 0.1; done",
     );
     containerd.await_state(&id, "RUNNING");
     let mut logged = String::new();
@@ -171,6 +171,13 @@ fn a_logger_program_gets_all_that_is_written() {
     nothing_left(&leaks);
 }
 
+/// A program that ends with `code` when it is sent SIGTERM, from when on [`READY`] ends.
+fn until_terminated(code: u8) -> String {
+    format!("trap 'exit {code}' TERM; touch /ready; while :; do sleep 0.1; done")
+}
+
+const READY: &str = "until [ -e /ready ]; do sleep 0.1; done";
+
 /// `ctr events`, which ends when this goes.
 struct Events {
     process: Child,
@@ -229,8 +236,8 @@ fn events_come_in_the_order_of_runc_s_shim() {
             run_ok("ctr", &["namespace", "label", "default", "case=events"]);
             std::fs::metadata(events.log.path()).unwrap().len() > 0
         }));
-        let id = containerd.start(&[], "trap 'exit 5' TERM; while :; do sleep 0.1; done");
-        let _ = containerd.exec(&id, "exit 9").expect(9);
+        let id = containerd.start(&[], &until_terminated(5));
+        let _ = containerd.exec(&id, &format!("{READY}; exit 9")).expect(9);
         containerd.ok(&["task", "pause", &id]);
         containerd.ok(&["task", "resume", &id]);
         containerd.ok(&["task", "kill", &id]);
@@ -273,7 +280,8 @@ fn tasks_outlive_containerd_and_their_ends_are_told_when_it_is_back() {
     let leaks = LeakCheck::new();
     let containerd = Containerd::start_own("default");
     let lives = containerd.start(&[], "sleep 100000");
-    let ends = containerd.start(&[], "trap 'exit 44' TERM; while :; do sleep 0.1; done");
+    let ends = containerd.start(&[], &until_terminated(44));
+    let _ = containerd.exec(&ends, READY).expect(0);
     let (pid, _) = containerd.task(&ends).unwrap();
     containerd.kill();
     run_ok("kill", &["-TERM", &pid]);

@@ -120,8 +120,8 @@ fn a_pod_of_kubernetes_lives_in_one_vm() {
     fs::write(secrets.path().join("word"), "old").unwrap();
     let server = pod.start(
         "server",
-        "mkdir /www; echo page > /www/index.html; httpd -p 80 -h /www; echo serves; echo complaint >&2
-         trap 'exit 4' TERM; while :; do sleep 0.1; done",
+        "trap 'exit 4' TERM; mkdir /www; echo page > /www/index.html; httpd -p 80 -h /www
+         echo serves; echo complaint >&2; while :; do sleep 0.1; done",
         |config| {
             config["envs"] = json!([{ "key": "WORD", "value": "told" }]);
             config["mounts"] =
