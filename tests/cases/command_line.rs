@@ -338,3 +338,60 @@ fn sockets_that_a_service_manager_has_opened_are_refused_by_hull_and_those_of_ot
     .arg(bundle.path());
     finish(&mut own, Vec::new()).expect_error(&["LISTEN_FDS=1", "cannot be handed into a VM"]);
 }
+
+/// The names of the members of an object and of the objects in it.
+fn names(value: &Value, path: &str, all: &mut Vec<String>) {
+    for (name, member) in value.as_object().into_iter().flatten() {
+        let path = format!("{path}.{name}");
+        names(member, &path, all);
+        all.push(path);
+    }
+}
+
+#[test]
+fn features_tell_at_least_what_runc_tells_of() {
+    let of = |program| -> Value {
+        let features = Hull::of_program(program).hull(&["features"]).expect(0);
+        serde_json::from_slice(&features.stdout).unwrap()
+    };
+    let (runc, hull) = (of("runc"), of("hull"));
+    let mut all = Vec::new();
+    names(&runc, "", &mut all);
+    all.retain(|name| !name.starts_with(".annotations.") && !name.ends_with("Flags"));
+    for name in all {
+        assert!(hull.pointer(&name.replace('.', "/")).is_some(), "{name}");
+    }
+    assert_eq!(runc["hooks"], hull["hooks"]);
+    assert_eq!(runc["linux"]["capabilities"], hull["linux"]["capabilities"]);
+}
+
+#[test]
+fn what_a_vm_cannot_do_is_refused_in_words() {
+    let hull = Hull::new();
+    for (command, code, reason) in [
+        (
+            "checkpoint --image-path /tmp c",
+            1,
+            "cannot be checkpointed",
+        ),
+        ("restore c", 1, "cannot be checkpointed"),
+        ("--rootless true list", 1, "hull runs as root"),
+        ("spec --rootless", 1, "hull runs as root"),
+        ("run --preserve-fds 1 c", 1, "cannot be handed into a VM"),
+        (
+            "exec --preserve-fds 1 c true",
+            255,
+            "cannot be handed into a VM",
+        ),
+        ("exec --apparmor a c true", 255, "no AppArmor"),
+        ("exec --process-label l c true", 255, "no SELinux"),
+        ("exec --cgroup g c true", 255, "the container's own cgroup"),
+        ("update --cpuset-mems 0 c", 1, "one memory node"),
+        ("update --cpu-rt-period 1 c", 1, "no real-time limits"),
+        ("update --cpu-rt-runtime 1 c", 1, "no real-time limits"),
+        ("update --l3-cache-schema s c", 1, "the host's"),
+        ("update --mem-bw-schema s c", 1, "the host's"),
+    ] {
+        expect(&hull, command, code, reason);
+    }
+}

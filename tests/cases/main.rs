@@ -23,6 +23,7 @@ mod network_datapath;
 mod network_live;
 mod network_many;
 mod podman;
+mod podman_options;
 mod process;
 mod rootfs;
 mod sandbox;
