@@ -68,6 +68,14 @@ fn exec_of_what_is_not_there_gives_127_and_of_what_cannot_run_126() {
         "{}",
         refused.stderr
     );
+    // What only its owner may run, somebody may who overrides that (capabilities(7), CAP_DAC_OVERRIDE).
+    let busybox = std::fs::read(bundle.rootfs().join("bin/busybox")).unwrap();
+    bundle.add_file("/opt/true", &busybox, 0o700);
+    let somebody = ["exec", "--user", "1000"];
+    let of_root = ["exec", "/opt/true"];
+    let _ = hull.hull(&[&somebody[..], &of_root].concat()).expect(126);
+    let overriding = [&somebody[..], &["--cap", "CAP_DAC_OVERRIDE"], &of_root];
+    let _ = hull.hull(&overriding.concat()).expect(0);
     let _ = hull.hull(&["exec", "exec", "true"]).expect(0);
 }
 

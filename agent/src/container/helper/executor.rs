@@ -18,7 +18,7 @@ use libcontainer::syscall::syscall::create_syscall;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access, execve};
-use oci_spec::runtime::{Hook, Process, Spec};
+use oci_spec::runtime::{Capability, Hook, Process, Spec};
 
 use super::Failure;
 use crate::container::spec::Payload;
@@ -140,7 +140,7 @@ fn program(process: &Process) -> Result<PathBuf, Failure> {
         .map_or("", String::as_str);
     let denied = || Failure::NotExecutable(format!("exec: {name:?}: permission denied"));
     if name.contains('/') {
-        return match executable(Path::new(name)) {
+        return match executable(process, Path::new(name)) {
             Ok(()) => Ok(PathBuf::from(name)),
             Err(errno @ (Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP)) => {
                 let reason = errno.desc().to_lowercase();
@@ -165,7 +165,7 @@ fn program(process: &Process) -> Result<PathBuf, Failure> {
     for directory in path.split(':').filter(|_| !name.is_empty()) {
         let directory = if directory.is_empty() { "." } else { directory };
         let candidate = Path::new(directory).join(name);
-        match executable(&candidate) {
+        match executable(process, &candidate) {
             Ok(()) => return Ok(candidate),
             Err(Errno::EACCES) => found_denied = true,
             Err(_) => {}
@@ -200,14 +200,25 @@ fn environment(process: &Process) -> Result<Vec<CString>, NulError> {
         .collect()
 }
 
-/// Whether this process's user may execute the file.
-fn executable(path: &Path) -> nix::Result<()> {
-    let kind = nix::sys::stat::stat(path)?.st_mode & libc::S_IFMT;
-    match kind {
-        libc::S_IFREG => access(path, AccessFlags::X_OK),
+/// Whether `process`, as which this one runs, may execute the file. access(2) goes by its user alone.
+fn executable(process: &Process, path: &Path) -> nix::Result<()> {
+    let mode = nix::sys::stat::stat(path)?.st_mode;
+    match mode & libc::S_IFMT {
+        libc::S_IFREG => match access(path, AccessFlags::X_OK) {
+            // capabilities(7): execution needs the permission of somebody, whose ever it is.
+            Err(Errno::EACCES) if mode & 0o111 != 0 && overrides_permissions(process) => Ok(()),
+            answer => answer,
+        },
         libc::S_IFDIR => Err(Errno::EISDIR),
         _ => Err(Errno::EACCES),
     }
+}
+
+fn overrides_permissions(process: &Process) -> bool {
+    let capabilities = process.capabilities().as_ref();
+    capabilities
+        .and_then(|sets| sets.effective().as_ref())
+        .is_some_and(|effective| effective.contains(&Capability::DacOverride))
 }
 
 fn run_hook(hook: &Hook, state: &str) -> Result<(), Box<dyn std::error::Error>> {
