@@ -1,6 +1,7 @@
 //! `exec`: further processes in a running container.
 
 use hull_tests::{Bundle, Hull};
+use serde_json::json;
 
 /// A hull with a running container `exec`.
 fn running(bundle: &Bundle) -> Hull {
@@ -53,7 +54,8 @@ fn exec_has_input_output_environment_user_and_exit_code() {
 
 #[test]
 fn exec_of_what_is_not_there_gives_127_and_of_what_cannot_run_126() {
-    let bundle = Bundle::new(&["sleep", "1000"]);
+    let bundle = Bundle::new(&["sleep", "1000"])
+        .with(|config| config["process"]["capabilities"] = json!({ "bounding": ["CAP_KILL"] }));
     bundle.add_file("/etc/data", b"no program", 0o644);
     let hull = running(&bundle);
     let missing = hull.hull(&["exec", "exec", "no-such-program"]).expect(127);
@@ -85,8 +87,7 @@ fn exec_reads_a_process_file_and_detaches() {
     let hull = running(&bundle);
     let process = bundle.path().join("process.json");
     let mut object = bundle.config()["process"].clone();
-    object["args"] =
-        serde_json::json!(["sh", "-c", "echo written > /tmp/by-exec; exec sleep 1000"]);
+    object["args"] = json!(["sh", "-c", "echo written > /tmp/by-exec; exec sleep 1000"]);
     std::fs::write(&process, object.to_string()).unwrap();
     let pid_file = bundle.path().join("exec.pid");
     let status = hull
