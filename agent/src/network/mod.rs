@@ -5,9 +5,9 @@
 //! interface is its NIC's permanent MAC address. What cannot be applied is told in a sentence each, and the rest is.
 
 mod address;
+mod channels;
 mod dns;
 mod embedded_dns;
-mod ethtool;
 mod link;
 mod neighbour;
 mod netlink;
@@ -16,8 +16,8 @@ mod route;
 mod rule;
 mod wanted;
 
+pub use channels::use_queue_pairs;
 pub use dns::write_resolv_conf;
-pub use ethtool::use_queue_pairs;
 pub use netlink::NetlinkError;
 pub use pci::{Sysfs, rescan as rescan_pci};
 pub use wanted::RequestError;
@@ -278,13 +278,6 @@ async fn configure(
         && let Err(error) = link::set_arp(netlink, link.index, interface.arp).await
     {
         failures.push(format!("set ARP of {name}: {}", with_causes(&error)));
-    }
-    if before.is_none()
-        && !link.up
-        && !interface.send_limited
-        && let Err(error) = ethtool::send_without_interrupts(name)
-    {
-        failures.push(format!("how {name} sends: {error}"));
     }
     let addresses = interface.addresses.iter();
     let addresses: Vec<Address> = addresses

@@ -94,7 +94,6 @@ pub(super) struct Interface {
     pub accept_ra: bool,
     pub autoconf: bool,
     pub arp: bool,
-    pub send_limited: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -248,7 +247,6 @@ fn interface(one: &agent::Interface) -> Result<Interface, RequestError> {
         accept_ra: !one.ignore_router_advertisements,
         autoconf: !one.no_address_autoconfiguration,
         arp: !one.no_arp,
-        send_limited: one.send_limited,
     })
 }
 

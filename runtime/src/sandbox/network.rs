@@ -170,10 +170,6 @@ impl Sandbox {
         self.record.network = state;
         let mut wanted = answer?;
         wanted.guest.wait_ms = NIC_LIMIT_MS;
-        for interface in &mut wanted.guest.interfaces {
-            let limits = self.record.nics.limits_of(&interface.name);
-            interface.send_limited = limits.send.is_some();
-        }
         if embedded_dns::is_served(netns)? {
             wanted.guest.embedded_dns = Some(EmbeddedDns {
                 upstream_servers: self.upstream_servers()?,

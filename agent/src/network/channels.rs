@@ -1,5 +1,5 @@
-//! What the drivers of NICs are told by requests of ethtool: how many pairs of queues they use, and whether they hear of
-//! each packet that was sent.
+//! The pairs of queues that NICs use. A driver takes as many as there are CPUs when it meets its NIC, at most those
+//! that the NIC has. CPUs that come online later get theirs here.
 
 use std::ffi::{c_char, c_int};
 use std::fs;
@@ -9,10 +9,7 @@ use std::path::Path;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-/// ETHTOOL_GCOALESCE and ETHTOOL_SCOALESCE of `linux/ethtool.h`.
-const GET_COALESCE: u32 = 0x0e;
-const SET_COALESCE: u32 = 0x0f;
-/// ETHTOOL_GCHANNELS and ETHTOOL_SCHANNELS.
+/// ETHTOOL_GCHANNELS and ETHTOOL_SCHANNELS of `linux/ethtool.h`.
 const GET_CHANNELS: u32 = 0x3c;
 const SET_CHANNELS: u32 = 0x3d;
 
@@ -31,60 +28,14 @@ struct Channels {
     combined: u32,
 }
 
-/// `struct ethtool_coalesce`, with names for what is used of it.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-struct Coalesce {
-    command: u32,
-    receive: [u32; 4],
-    tx_usecs: u32,
-    tx_max_frames: u32,
-    rest: [u32; 16],
-}
-
-/// Has the driver of virtio-net take the packets that the NIC `name` has sent back when it sends the next, and not by an
-/// interrupt for nearly each. Senders do not wait for their packets then, as on a veth. The interface must be down.
-/// Nothing changes with a driver that has no such choice.
-///
-/// # Errors
-/// When the driver refuses.
-pub(super) fn send_without_interrupts(name: &str) -> io::Result<()> {
-    let control = control()?;
-    let mut coalesce = Coalesce {
-        command: GET_COALESCE,
-        ..Coalesce::default()
-    };
-    let changed = exchange(&control, name, &mut coalesce).and_then(|()| {
-        coalesce.command = SET_COALESCE;
-        // virtnet_set_coalesce() of drivers/net/virtio_net.c: no NAPI for what is sent.
-        coalesce.tx_max_frames = 0;
-        exchange(&control, name, &mut coalesce)
-    });
-    match changed {
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
-        changed => changed,
-    }
-}
-
-/// A socket whose ioctls reach network interfaces.
-fn control() -> io::Result<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC;
-    Ok(socket(
-        AddressFamily::Inet,
-        SockType::Datagram,
-        flags,
-        None,
-    )?)
-}
-
 /// Has each NIC among `interfaces`, a directory like `/sys/class/net`, use as many pairs of queues as there are CPUs, if
-/// it has so many. Gives a sentence for each that does not. A driver takes as many as there are CPUs when it meets its NIC;
-/// CPUs that come online later get theirs here.
+/// it has so many. Gives a sentence for each that does not.
 ///
 /// # Errors
 /// When the interfaces cannot be listed.
 pub fn use_queue_pairs(interfaces: &Path, cpus: u32) -> io::Result<Vec<String>> {
-    let control = control()?;
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let control = socket(AddressFamily::Inet, SockType::Datagram, flags, None)?;
     let mut failures = Vec::new();
     for entry in fs::read_dir(interfaces)? {
         let entry = entry?;
@@ -116,14 +67,9 @@ fn set_pairs(control: &OwnedFd, name: &str, cpus: u32) -> io::Result<()> {
     exchange(control, name, &mut channels)
 }
 
-/// What the kernel reads and writes for a request: a `repr(C)` struct of `linux/ethtool.h`, whole, with its number first.
-trait Request {}
-impl Request for Channels {}
-impl Request for Coalesce {}
-
-/// SIOCETHTOOL: has the driver of interface `name` read and write `value`.
+/// SIOCETHTOOL: has the driver of interface `name` read and write `channels`.
 #[allow(unsafe_code)]
-fn exchange<T: Request>(control: &OwnedFd, name: &str, value: &mut T) -> io::Result<()> {
+fn exchange(control: &OwnedFd, name: &str, channels: &mut Channels) -> io::Result<()> {
     // SAFETY: an ifreq is numbers, arrays of them, and pointers; zero is valid for all.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if name.len() >= request.ifr_name.len() {
@@ -132,9 +78,9 @@ fn exchange<T: Request>(control: &OwnedFd, name: &str, value: &mut T) -> io::Res
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = c_char::from_ne_bytes([from]);
     }
-    request.ifr_ifru.ifru_data = std::ptr::from_mut(value).cast();
-    // SAFETY: the kernel reads the request, and reads and writes the one struct behind its pointer, which is
-    // whole by the trait and borrowed for the call.
+    request.ifr_ifru.ifru_data = std::ptr::from_mut(channels).cast();
+    // SAFETY: the kernel reads the request, and reads and writes one `ethtool_channels` behind its pointer, which is
+    // borrowed for the call.
     let result: c_int =
         unsafe { libc::ioctl(control.as_raw_fd(), libc::SIOCETHTOOL, &raw const request) };
     if result < 0 {
@@ -146,13 +92,6 @@ fn exchange<T: Request>(control: &OwnedFd, name: &str, value: &mut T) -> io::Res
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_link_whose_driver_has_no_choice_stays_as_it_is() {
-        assert_eq!(size_of::<Coalesce>(), 92);
-        send_without_interrupts("lo").unwrap();
-        send_without_interrupts("no-such-nic").unwrap_err();
-    }
 
     #[test]
     fn what_is_no_nic_is_left_alone_and_what_fails_is_told() {
