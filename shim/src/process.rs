@@ -259,6 +259,7 @@ mod tests {
         assert_eq!(process.end().await, exit);
         assert_eq!(process.status(), Status::STOPPED);
     }
+
     #[test]
     fn an_input_that_is_closed_while_its_process_is_being_started_ends() {
         let directory = tempfile::tempdir().unwrap();

@@ -8,7 +8,7 @@ pub use hull_vmm_protocol::control::NicTraffic;
 use serde::Serialize;
 
 use super::ContainerId;
-use super::state::live_status;
+use super::state::check_live;
 use crate::Runtime;
 use crate::error::Error;
 use crate::sandbox::{PARTING_LIMIT, agent_of, traffic};
@@ -128,7 +128,7 @@ pub fn events(
     mut tell: impl FnMut(&Event) -> bool,
 ) -> Result<(), Error> {
     let record = runtime.store.container(id)?;
-    live_status(&runtime.store, &record)?;
+    check_live(&runtime.store, &record)?;
     let mut out_of_memory = None;
     loop {
         let Reading { files, nics } = match read_running(runtime, &record) {
@@ -157,7 +157,7 @@ pub fn events(
             return Ok(());
         }
         std::thread::sleep(interval);
-        if live_status(&runtime.store, &record).is_err() {
+        if check_live(&runtime.store, &record).is_err() {
             return Ok(());
         }
     }
@@ -178,7 +178,7 @@ pub struct Reading {
 /// It does not run, or its agent does not answer.
 pub fn read(runtime: &Runtime, id: &ContainerId) -> Result<Reading, Error> {
     let record = runtime.store.container(id)?;
-    live_status(&runtime.store, &record)?;
+    check_live(&runtime.store, &record)?;
     read_running(runtime, &record)
 }
 

@@ -2,7 +2,7 @@
 
 use nix::sys::signal::Signal;
 
-use super::state::{Status, live_status, status};
+use super::state::{Status, check_live, status};
 use super::{ContainerError, ContainerId};
 use crate::Runtime;
 use crate::error::Error;
@@ -40,7 +40,7 @@ pub fn kill_exec(
     signal: u32,
 ) -> Result<(), Error> {
     let record = runtime.store.container(id)?;
-    live_status(&runtime.store, &record)?;
+    check_live(&runtime.store, &record)?;
     let mut agent = agent_of(&runtime.store, &record.sandbox_id)?;
     Ok(agent.signal(id, exec_id, signal, false)?)
 }

@@ -131,17 +131,14 @@ pub(super) fn status(store: &Store, record: &ContainerRecord) -> Status {
     }
 }
 
-/// The state of a container that has processes.
+/// Checks that a container has processes.
 ///
 /// # Errors
 /// It has none yet, or none any more.
-pub(super) fn live_status(
-    store: &Store,
-    record: &ContainerRecord,
-) -> Result<Status, ContainerError> {
+pub(super) fn check_live(store: &Store, record: &ContainerRecord) -> Result<(), ContainerError> {
     match status(store, record) {
         Status::Stopped | Status::Creating => Err(ContainerError::NotRunning),
-        status => Ok(status),
+        Status::Created | Status::Running | Status::Paused => Ok(()),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources};
 
-use super::state::live_status;
+use super::state::check_live;
 use super::{ContainerId, in_use};
 use crate::Runtime;
 use crate::config::VmSize;
@@ -25,7 +25,7 @@ pub fn update(
     let store = &runtime.store;
     let mut sandbox = Sandbox::open(store, &store.container(id)?.sandbox_id)?;
     let mut record = store.container(id)?;
-    live_status(store, &record)?;
+    check_live(store, &record)?;
     record.limits = record.limits.updated(resources);
     sandbox.check_can_hold(record.limits)?;
     let all = limits_of_others(&sandbox, id)?.and(record.limits);

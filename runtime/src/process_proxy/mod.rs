@@ -8,9 +8,9 @@
 //! long as the process in the guest does, or its VM.
 //!
 //! In the proxy (serve.rs) the first thread shows the container's files to who looks at the proxy (files.rs), one waits
-//! for the end of the process, one for signals (signals.rs), one for each
-//! stream carries bytes (stdio.rs), and in the proxy of a container's own process one waits for the end of the sandbox's
-//! monitor, to make another ([`crate::monitor::guard`]); all of them block, so that an idle process costs nothing.
+//! for the end of the process, one for signals (signals.rs), one for each stream carries bytes (stdio.rs), and in the
+//! proxy of a container's own process one waits for the end of the sandbox's monitor, to make another
+//! ([`crate::monitor::guard`]); all of them block, so that an idle process costs nothing.
 
 mod console;
 mod files;

@@ -214,7 +214,7 @@ impl Sandbox {
     /// # Errors
     /// The VM is gone, or its agent is.
     pub fn agent(&self) -> Result<AgentClient, AgentError> {
-        AgentClient::connect(&self.vsock_socket())
+        agent_of(&self.store, &self.record.id)
     }
 
     /// Starts its VM, which boots while this process goes on.
