@@ -168,12 +168,7 @@ fn commands_for_a_container_that_runs() {
 
 #[test]
 fn a_container_that_fails_is_started_again() {
-    let docker = Engine::docker();
-    let container = docker.start(&["--restart", "on-failure:1"], "exit 4");
-    let state = "{{.RestartCount}} {{.State.ExitCode}} {{.State.Status}}";
-    assert!(eventually(|| {
-        docker.ok(&["inspect", "--format", state, &container]) == "1 4 exited\n"
-    }));
+    Engine::docker().starts_again_what_fails();
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! The options of `podman run`, containers that share a VM, and `podman build`.
 
-use hull_tests::command::eventually;
 use hull_tests::engine::{build_context, denying};
 use hull_tests::{Engine, LeakCheck, run_ok};
 
@@ -77,12 +76,7 @@ fn what_a_vm_cannot_do_is_refused_with_the_reason() {
 
 #[test]
 fn a_container_that_fails_is_started_again() {
-    let podman = Engine::podman();
-    let container = podman.start(&["--restart", "on-failure:1"], "exit 4");
-    let state = "{{.RestartCount}} {{.State.ExitCode}} {{.State.Status}}";
-    assert!(eventually(|| {
-        podman.ok(&["inspect", "--format", state, &container]) == "1 4 exited\n"
-    }));
+    Engine::podman().starts_again_what_fails();
 }
 
 #[test]

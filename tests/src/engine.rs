@@ -2,14 +2,12 @@
 
 use std::cell::RefCell;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::json;
 use tempfile::{NamedTempFile, TempDir};
 
 use crate::command::{Finished, eventually, run, undo};
-
-static NEXT: AtomicU32 = AtomicU32::new(0);
+use crate::unique;
 
 /// The command line of an engine. When it goes, the pods, containers and networks go that were made by it.
 #[derive(Debug)]
@@ -131,13 +129,6 @@ impl Engine {
         name
     }
 
-    /// Takes a container that the case has started itself, to remove it in the end.
-    pub fn adopt(&self, container: &str) {
-        self.names
-            .borrow_mut()
-            .push(Made::Container(container.to_owned()));
-    }
-
     /// Makes a network and gives its name.
     #[track_caller]
     pub fn network(&self) -> String {
@@ -204,6 +195,19 @@ impl Engine {
         )
     }
 
+    /// Checks that a container which fails is started again as often as it was asked for.
+    ///
+    /// # Panics
+    /// It is not.
+    #[track_caller]
+    pub fn starts_again_what_fails(&self) {
+        let container = self.start(&["--restart", "on-failure:1"], "exit 4");
+        let state = "{{.RestartCount}} {{.State.ExitCode}} {{.State.Status}}";
+        assert!(eventually(|| {
+            self.ok(&["inspect", "--format", state, &container]) == "1 4 exited\n"
+        }));
+    }
+
     /// Removes a container by force.
     #[track_caller]
     pub fn remove(&self, container: &str) {
@@ -227,11 +231,6 @@ impl Drop for Engine {
             });
         }
     }
-}
-
-fn unique(kind: &str) -> String {
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    format!("case-{}-{kind}{number}", std::process::id())
 }
 
 /// A profile of seccomp that has the system calls `names` fail with EPERM.

@@ -14,9 +14,18 @@ pub mod interruption;
 pub mod leaks;
 pub mod netns;
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 pub use bundle::Bundle;
 pub use command::{Finished, run, run_ok};
 pub use engine::Engine;
 pub use hull::Hull;
 pub use leaks::LeakCheck;
 pub use netns::Netns;
+
+/// A name that nothing else of this machine has.
+fn unique(kind: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("case-{}-{kind}{number}", std::process::id())
+}

@@ -1,13 +1,11 @@
 //! Network namespaces that a case makes for itself, with the veth pairs in them.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
 
 use crate::command::{Finished, eventually, run, run_ok};
-
-static NEXT: AtomicU32 = AtomicU32::new(0);
+use crate::unique;
 
 /// A named network namespace, removed with its value.
 #[derive(Debug)]
@@ -25,8 +23,7 @@ impl Netns {
     /// Makes one with `lo` up.
     #[must_use]
     pub fn new() -> Self {
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("case-{}-{number}", std::process::id());
+        let name = unique("netns");
         run_ok("ip", &["netns", "add", &name]);
         run_ok("ip", &["-n", &name, "link", "set", "lo", "up"]);
         Self { name }

@@ -7,12 +7,12 @@ mod instance;
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 pub use cri::Cri;
 use instance::Instance;
 
 use crate::command::{Finished, eventually, finish, run, run_ok, undo};
+use crate::unique;
 
 /// Where the shim keeps the state of the containers that are made here.
 pub const ROOT: &str = "/run/hull/containerd/default";
@@ -22,13 +22,6 @@ pub const RUNTIME: &str = "io.containerd.hull.v2";
 pub const BUSYBOX: &str = "docker.io/library/busybox:latest";
 /// The machine's own.
 const ADDRESS: &str = "/run/containerd/containerd.sock";
-
-static NEXT: AtomicU32 = AtomicU32::new(0);
-
-fn unique() -> String {
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    format!("case-{}-{number}", std::process::id())
-}
 
 /// Its client `ctr`. When it goes, so do the containers that were made by it.
 #[derive(Debug)]
@@ -79,7 +72,7 @@ impl Containerd {
     fn import_busybox(&self, namespace: &str) {
         let archive = tempfile::NamedTempFile::new().expect("temporary file");
         let archive = archive.path().to_str().expect("UTF-8");
-        let image = unique();
+        let image = unique("image");
         let make = format!(
             "tar -C /var/lib/testbed/busybox -c . |
              docker import --change 'CMD [\"sleep\", \"100000\"]' - {image}
@@ -162,7 +155,7 @@ impl Containerd {
     }
 
     fn new_id(&self) -> String {
-        let id = unique();
+        let id = unique("task");
         self.made.borrow_mut().push(id.clone());
         id
     }
@@ -186,7 +179,7 @@ impl Containerd {
     /// A command that runs a shell script in a container.
     #[must_use]
     pub fn exec_command(&self, options: &[&str], id: &str, script: &str) -> Command {
-        let exec_id = unique();
+        let exec_id = unique("exec");
         let words = ["task", "exec", "--exec-id", &exec_id];
         self.command(&[&words[..], options, &[id, "sh", "-c", script]].concat())
     }
