@@ -102,6 +102,9 @@ impl Network {
         link::give_names(&netlink, &nics, &mut failures).await?;
         // Names, flags and MTUs as they are after the renaming.
         let links = link::by_mac(&netlink).await?;
+        let indices = link::indices(&netlink).await?;
+        let before = &applied.routes;
+        route::remove(&netlink, before, &wanted.routes, &indices, &mut failures).await;
         let mut without_ipv6 = HashSet::new();
         for (interface, _) in &nics {
             let mut before = applied.interfaces.iter();
@@ -114,15 +117,7 @@ impl Network {
         }
         let wanted = wanted.without_ipv6_on(&without_ipv6);
 
-        let indices = link::indices(&netlink).await?;
-        route::replace(
-            &netlink,
-            &applied.routes,
-            &wanted.routes,
-            &indices,
-            &mut failures,
-        )
-        .await;
+        route::add_all(&netlink, &wanted.routes, &indices, &mut failures).await;
         let before = &applied.neighbours;
         neighbour::replace(
             &netlink,

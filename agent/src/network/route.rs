@@ -17,9 +17,9 @@ use super::wanted::{Prefix, Route};
 /// RT_TABLE_LOCAL.
 const LOCAL: u32 = 255;
 
-/// Removes the routes of `before` that are not wanted any more, then adds the wanted ones: first those on a link, which
-/// make gateways reachable, then those through gateways, again and again while that helps.
-pub(super) async fn replace(
+/// Removes the routes of `before` that are not wanted any more. That comes before the addresses: a route to an address's
+/// network may be wanted by itself first and be the kernel's own later, which makes none where there is one.
+pub(super) async fn remove(
     netlink: &Netlink,
     before: &[Route],
     wanted: &[Route],
@@ -46,7 +46,16 @@ pub(super) async fn replace(
             _ => {}
         }
     }
+}
 
+/// Adds the wanted routes: first those on a link, which make gateways reachable, then those through gateways, again and
+/// again while that helps.
+pub(super) async fn add_all(
+    netlink: &Netlink,
+    wanted: &[Route],
+    indices: &HashMap<String, u32>,
+    failures: &mut Vec<String>,
+) {
     let mut keys: HashMap<Key, usize> = HashMap::new();
     for route in wanted {
         *keys.entry(key(route)).or_default() += 1;

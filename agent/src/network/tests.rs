@@ -441,6 +441,38 @@ fn the_route_to_an_addresses_network_goes_and_comes() -> TestResult {
     })
 }
 
+/// The runtime may have looked at the addresses just before one was added, and at the routes just after.
+#[test]
+fn a_route_that_was_seen_before_its_address_stays_when_it_is_the_addresses_own() -> TestResult {
+    in_a_namespace(async |network| {
+        nic("x0", FIRST)?;
+        let mut routes = [
+            route("10.0.1.0/24", "", "eth0"),
+            route("fd00::/64", "", "eth0"),
+        ];
+        for route in &mut routes {
+            route.protocol = 2;
+        }
+        routes[1].metric = 256;
+        let seen = SetNetworkRequest {
+            interfaces: vec![interface(FIRST, "eth0", &[])],
+            routes: routes.to_vec(),
+            ..Default::default()
+        };
+        assert_eq!(set(network, seen).await?, [""; 0]);
+        let request = SetNetworkRequest {
+            interfaces: vec![interface(FIRST, "eth0", &["10.0.1.1/24", "fd00::1/64"])],
+            ..Default::default()
+        };
+        assert_eq!(set(network, request).await?, [""; 0]);
+        let routes = ip("route")? + &ip("-6 route")?;
+        for network in ["10.0.1.0/24", "fd00::/64"] {
+            assert!(routes.contains(network), "{network}: {routes}");
+        }
+        Ok(())
+    })
+}
+
 #[test]
 fn ipv6_stays_off_where_a_container_has_switched_it_off() -> TestResult {
     in_a_namespace(async |network| {
