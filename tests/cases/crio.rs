@@ -286,7 +286,8 @@ fn a_pod_of_crio_lives_in_one_vm() {
         "type": "bridge", "bridge": "crio0", "isGateway": true,
         "ipam": { "ranges": [[{ "subnet": "10.99.0.0/24" }]] },
     });
-    let network = CniNetwork::new(&host, &[bridge]);
+    let tuning = json!({ "type": "tuning", "mtu": 1400 });
+    let network = CniNetwork::new(&host, &[bridge, tuning]);
     let attachment = network.add(&netns, "eth0");
     let pinned = Pinned::new();
     let shm = tempfile::tempdir().unwrap();
@@ -318,6 +319,8 @@ fn a_pod_of_crio_lives_in_one_vm() {
     let shown = crio.probe(&talker, "talker", "ip -4 addr show dev eth0");
     assert!(shown.contains(address), "{shown}");
     assert_eq!(host.exec(&format!("ping -c 1 -W 60 {address}")).code, 0);
+    // As CRI-O does for the pod's status.
+    attachment.check_passes();
 
     let (answer, text) = crio.exec(
         &talker,

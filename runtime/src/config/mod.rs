@@ -90,8 +90,8 @@ pub struct Config {
     pub memory_overhead_mib: u32,
     /// How long a VM may take to boot.
     pub boot_limit: Duration,
-    /// How the network namespace of a sandbox is wired that nothing else is asked for.
-    pub network_model: Model,
+    /// How the network namespace of a sandbox is wired that nothing else is asked for; as it suits the engine if none.
+    pub network_model: Option<Model>,
     /// Who moves the packets of NICs.
     pub vhost: Vhost,
 }
@@ -162,7 +162,7 @@ impl Config {
                 .transpose()?,
             memory_overhead_mib: sandbox.memory_overhead_mib.unwrap_or(128),
             boot_limit,
-            network_model: network.model.unwrap_or_default(),
+            network_model: network.model,
             vhost: network.vhost.unwrap_or_default(),
         })
     }
@@ -187,7 +187,7 @@ mod tests {
             Path::new("/usr/share/hull/initramfs.cpio")
         );
         assert_eq!((config.vcpus, config.memory_mib), (1, 512));
-        assert_eq!(config.network_model, Model::Bridge);
+        assert_eq!(config.network_model, None);
     }
 
     #[test]
@@ -202,7 +202,7 @@ mod tests {
         assert!(config.early_serial);
         assert_eq!(config.vcpus, 2);
         assert_eq!(config.boot_limit, Duration::from_secs(5));
-        assert_eq!(config.network_model, Model::None);
+        assert_eq!(config.network_model, Some(Model::None));
     }
 
     #[test]

@@ -14,6 +14,9 @@ const MAX_QUEUE_PAIRS: u8 = 8;
 /// The annotation that chooses the model.
 const MODEL: &str = "dev.hull.network.model";
 
+/// What the annotations begin with that containerd and CRI-O give every container of a Kubernetes pod.
+const OF_KUBERNETES: &str = "io.kubernetes.cri";
+
 /// What is wanted of the network of a sandbox with `vcpus` that is made for a container with these annotations. Each
 /// vCPU has a pair of queues of its own, so that none waits for another.
 ///
@@ -25,9 +28,22 @@ pub(super) fn options(
     vcpus: u8,
 ) -> Result<Options, ConfigError> {
     Ok(Options {
-        model: annotated_model(annotations)?.unwrap_or(config.network_model),
+        model: annotated_model(annotations)?
+            .or(config.network_model)
+            .unwrap_or_else(|| default_model(annotations)),
         queue_pairs: vcpus.clamp(1, MAX_QUEUE_PAIRS).into(),
     })
+}
+
+/// The model where nobody has chosen one. A pod's network is CNI's, whose `CHECK` compares the uplink with what `ADD` has
+/// made: CRI-O asks for it with each look at the pod's status.
+fn default_model(annotations: &HashMap<String, String>) -> Model {
+    let mut names = annotations.keys();
+    if names.any(|name| name.starts_with(OF_KUBERNETES)) {
+        Model::Tc
+    } else {
+        Model::default()
+    }
 }
 
 /// The model that annotations choose; none if they do not.
@@ -74,6 +90,25 @@ mod tests {
         ] {
             let file = "[network]\nmodel = 'tc'";
             assert_eq!(model(file, Some(name)).unwrap(), chosen);
+        }
+    }
+
+    #[test]
+    fn a_pod_of_kubernetes_has_the_model_that_cni_can_check_unless_one_is_chosen() {
+        for (name, file, chosen) in [
+            ("io.kubernetes.cri.container-type", "", Model::Tc),
+            ("io.kubernetes.cri-o.ContainerType", "", Model::Tc),
+            (
+                "io.kubernetes.cri-o.ContainerType",
+                "[network]\nmodel = 'bridge'",
+                Model::Bridge,
+            ),
+            ("io.podman.annotations.init", "", Model::Bridge),
+        ] {
+            let config = ConfigFile::parse(Path::new("c.toml"), file).unwrap();
+            let config = Config::resolve(config, Path::new("/usr")).unwrap();
+            let annotations = HashMap::from([(name.to_owned(), "sandbox".to_owned())]);
+            assert_eq!(options(&config, &annotations, 1).unwrap().model, chosen);
         }
     }
 
