@@ -10,10 +10,12 @@
 //! main process, descriptors to be kept, and whatever else speaks of processes would be those of another kernel.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{self, IoSlice, Read};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
 use std::path::PathBuf;
 
@@ -72,16 +74,7 @@ struct Listener {
 impl Listener {
     /// `address` is a path, or begins with `@` and is an abstract name (sd_notify(3)).
     fn connect(address: &OsStr) -> Result<Self, NotifyError> {
-        let connected = match address.as_bytes().strip_prefix(b"@") {
-            Some(name) => SocketAddr::from_abstract_name(name),
-            None => SocketAddr::from_pathname(address),
-        }
-        .and_then(|target| {
-            let socket = UnixDatagram::unbound()?;
-            socket.connect_addr(&target)?;
-            Ok(socket)
-        });
-        let socket = connected.map_err(|source| NotifyError::Socket {
+        let socket = connect(address).map_err(|source| NotifyError::Socket {
             socket: address.into(),
             operation: "connect",
             source,
@@ -131,6 +124,22 @@ impl Listener {
             source,
         }
     }
+}
+
+/// A socket that sends to `address`, which [`Listener::connect`] tells of.
+fn connect(address: &OsStr) -> io::Result<UnixDatagram> {
+    let socket = UnixDatagram::unbound()?;
+    if let Some(name) = address.as_bytes().strip_prefix(b"@") {
+        socket.connect_addr(&SocketAddr::from_abstract_name(name)?)?;
+    } else {
+        // The kernel takes 107 bytes of a path, and Podman's are longer.
+        let file = File::options()
+            .read(true)
+            .custom_flags(libc::O_PATH)
+            .open(address)?;
+        socket.connect(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    }
+    Ok(socket)
 }
 
 /// A container's word that it is ready, which its caller's service manager waits for.
@@ -281,8 +290,13 @@ mod tests {
     #[test]
     fn an_engine_hears_of_the_state_only_and_bad_frames_end_the_stream() {
         let directory = tempfile::tempdir().unwrap();
+        // Longer than a socket's address may be.
+        let long = directory.path().join("long".repeat(30));
+        std::fs::create_dir(&long).unwrap();
         let path = directory.path().join("s");
         let host = UnixDatagram::bind(&path).unwrap();
+        std::fs::rename(&path, long.join("s")).unwrap();
+        let path = long.join("s");
         host.set_read_timeout(Some(Duration::from_secs(60)))
             .unwrap();
         let (mut guest, ours) = UnixStream::pair().unwrap();
