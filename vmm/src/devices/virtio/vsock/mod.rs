@@ -45,8 +45,9 @@ const MAX_ENDPOINTS: usize = 1024;
 /// host's programs out.
 const MAX_GUEST_OPENED: usize = 512;
 
-/// How long the guest may take to answer a connection request.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the guest may take to answer a connection request. Who waits on the host has a limit of its own, and closes
+/// its end when that is over; this is only for who has none, so it is longer.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How long the guest may take to confirm that a connection has ended on both sides, before it is reset.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(8);
