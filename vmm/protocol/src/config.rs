@@ -104,6 +104,20 @@ pub struct RateLimit {
     pub burst_bytes: u64,
 }
 
+/// A virtio-blk device. Its disk comes with the call: a descriptor of a block device or of a regular file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlkConfig {
+    /// Names the device in later calls.
+    pub id: String,
+    /// The disk's serial number in the guest, at most 20 bytes.
+    pub serial: String,
+    /// The guest is kept from writing.
+    pub readonly: bool,
+    /// Queues, 1 to 8: requests of different queues are done at the same time.
+    pub queues: u16,
+}
+
 /// A virtio-fs device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

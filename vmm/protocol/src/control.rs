@@ -19,6 +19,9 @@ pub enum Request {
     AttachNet(NetConfig),
     /// Adds a virtio-fs device.
     AttachFs(FsConfig),
+    /// Adds a virtio-blk device. Descriptor: its disk, which is open for reading, and for writing unless
+    /// [`BlkConfig::readonly`] is set.
+    AttachBlk(BlkConfig),
     /// Takes a device away; the guest's driver must have let go of it.
     Detach {
         /// The device's id.

@@ -104,6 +104,7 @@ fn answer(machine: &mut Machine, call: Call) -> Response {
     let result = match request {
         Request::AttachNet(config) => machine.devices.attach_net(&config, fds).map(attached),
         Request::AttachFs(config) => machine.devices.attach_fs(&config).map(attached),
+        Request::AttachBlk(config) => machine.devices.attach_blk(&config, fds).map(attached),
         Request::Detach { id } => machine.devices.detach(&id).map(|()| Response::Done),
         Request::ResizeMemory { memory_mib } => {
             machine.resize_memory(memory_mib).map(|()| Response::Done)

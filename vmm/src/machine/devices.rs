@@ -6,11 +6,13 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use hull_vmm_protocol::config::{FsConfig, NetConfig};
+use hull_vmm_protocol::config::{BlkConfig, FsConfig, NetConfig};
 use hull_vmm_protocol::control::{FailureKind, NicCounters};
 
 use crate::devices::pci::host::PciHost;
 use crate::devices::pci::root::{Address, AttachError, PciRoot};
+use crate::devices::virtio::blk::device::{Blk, BlkError};
+use crate::devices::virtio::blk::{Disk, DiskError};
 use crate::devices::virtio::device::VirtioDevice;
 use crate::devices::virtio::fs::device::{Fs, FsError};
 use crate::devices::virtio::net::counters::Counters;
@@ -56,6 +58,12 @@ pub enum DeviceError {
     /// The directory cannot be shared.
     #[error(transparent)]
     Fs(#[from] FsError),
+    /// The disk cannot be used.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// A disk cannot be shown as the request says.
+    #[error(transparent)]
+    Blk(#[from] BlkError),
     /// The host has no interrupt or no descriptor left.
     #[error("make the device's interrupts")]
     Interrupts(#[source] io::Error),
@@ -76,10 +84,13 @@ impl DeviceError {
                 | NetError::VhostPairs { .. }
                 | NetError::VhostWithLimit,
             ) => FailureKind::Invalid,
-            Self::Fs(FsError::TagLength(_)) => FailureKind::Invalid,
+            Self::Fs(FsError::TagLength(_))
+            | Self::Disk(DiskError::Kind | DiskError::Access | DiskError::Empty(_))
+            | Self::Blk(_) => FailureKind::Invalid,
             Self::Bus(_) => FailureKind::Exhausted,
             Self::Net(NetError::Tap(_) | NetError::Vhost(_))
             | Self::Fs(FsError::Directory { .. } | FsError::Proc(_))
+            | Self::Disk(DiskError::Host { .. })
             | Self::Interrupts(_) => FailureKind::Host,
         }
     }
@@ -166,6 +177,28 @@ impl Devices {
     pub fn attach_fs(&mut self, config: &FsConfig) -> Result<Address, DeviceError> {
         self.check_id(&config.id)?;
         let device = Fs::new(&config.tag, &config.directory)?;
+        self.attach(&config.id, Box::new(device), None, false)
+    }
+
+    /// Attaches a virtio-blk device on the descriptor of its disk; says where it is.
+    ///
+    /// # Errors
+    /// See [`DeviceError`].
+    pub fn attach_blk(
+        &mut self,
+        config: &BlkConfig,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Address, DeviceError> {
+        self.check_id(&config.id)?;
+        let [disk] = descriptors
+            .try_into()
+            .map_err(|descriptors: Vec<_>| DeviceError::Value {
+                field: "descriptors",
+                value: descriptors.len().to_string(),
+                allowed: "one",
+            })?;
+        let disk = Disk::new(disk, config.readonly)?;
+        let device = Blk::new(disk, &config.serial, config.queues)?;
         self.attach(&config.id, Box::new(device), None, false)
     }
 
