@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{FsConfig, NetConfig};
+use crate::config::{BlkConfig, FsConfig, NetConfig};
 
 /// The largest packet, in bytes.
 pub const MAX_PACKET: usize = 64 * 1024;

@@ -95,7 +95,7 @@ pub fn serve(machine: &mut Machine, server: &mut Server, signals: &SignalFd) -> 
 /// Does what a call asks for.
 fn answer(machine: &mut Machine, call: Call) -> Response {
     let Call { request, fds } = call;
-    if !fds.is_empty() && !matches!(request, Request::AttachNet(_)) {
+    if !fds.is_empty() && !matches!(request, Request::AttachNet(_) | Request::AttachBlk(_)) {
         return Response::Failed(Failure {
             kind: FailureKind::Invalid,
             message: format!("{} descriptors came with a call that takes none", fds.len()),
