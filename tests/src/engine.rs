@@ -17,6 +17,8 @@ pub struct Engine {
     global: &'static [&'static str],
     /// After `run`: the same.
     run: &'static [&'static str],
+    /// What removes a container at once, whether it runs or not.
+    remove: &'static [&'static str],
     /// Where hull keeps the state of this engine's containers.
     root: &'static str,
     names: RefCell<Vec<Made>>,
@@ -38,6 +40,7 @@ impl Engine {
             program: "docker",
             global: &[],
             run: &["--runtime", "hull"],
+            remove: &["rm", "--force"],
             root: "/var/run/docker/runtime-runc/moby",
             names: RefCell::default(),
         }
@@ -50,6 +53,7 @@ impl Engine {
             program: "docker",
             global: &[],
             run: &["--runtime", "io.containerd.hull.v2"],
+            remove: &["rm", "--force"],
             root: "/run/hull/containerd/moby",
             names: RefCell::default(),
         }
@@ -62,6 +66,7 @@ impl Engine {
             program: "podman",
             global: &["--runtime", "hull"],
             run: &[],
+            remove: &["rm", "--force", "--time", "0"],
             root: "/run/hull",
             names: RefCell::default(),
         }
@@ -121,11 +126,18 @@ impl Engine {
 
     #[track_caller]
     fn start_with(&self, global: &[&str], run: &[&str], options: &[&str], script: &str) -> String {
-        let name = unique("c");
-        self.names.borrow_mut().push(Made::Container(name.clone()));
+        let name = self.name();
         let start = ["run", "--detach", "--name", &name];
         let program = ["busybox", "sh", "-c", script];
         self.ok(&[global, &start, run, options, &program].concat());
+        name
+    }
+
+    /// A name for a container that is made by a command of the case's own.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let name = unique("c");
+        self.names.borrow_mut().push(Made::Container(name.clone()));
         name
     }
 
@@ -211,7 +223,7 @@ impl Engine {
     /// Removes a container by force.
     #[track_caller]
     pub fn remove(&self, container: &str) {
-        self.ok(&["rm", "--force", container]);
+        self.ok(&[self.remove, &[container]].concat());
         self.names
             .borrow_mut()
             .retain(|made| !matches!(made, Made::Container(name) if name == container));
@@ -224,9 +236,9 @@ impl Drop for Engine {
         for made in self.names.take().into_iter().rev() {
             undo(|| {
                 let _ = match &made {
-                    Made::Container(name) => self.command(&["rm", "--force", name]),
+                    Made::Container(name) => self.command(&[self.remove, &[name]].concat()),
                     Made::Network(name) => self.command(&["network", "rm", name]),
-                    Made::Pod(name) => self.command(&["pod", "rm", "--force", name]),
+                    Made::Pod(name) => self.command(&[&["pod"], self.remove, &[name]].concat()),
                 };
             });
         }
