@@ -16,7 +16,6 @@ mod faults;
 mod hooks;
 mod lifecycle;
 mod load;
-mod metrics;
 mod nerdctl;
 mod network;
 mod network_answers;
