@@ -7,6 +7,7 @@ use crate::cgroup::CgroupError;
 use crate::config::ConfigError;
 use crate::container::{ContainerError, IdError};
 use crate::hooks::HookError;
+use crate::metrics::MetricsError;
 use crate::monitor::MonitorError;
 use crate::network;
 use crate::notify::NotifyError;
@@ -51,6 +52,8 @@ pub enum Error {
     Proxy(#[from] ProxyError),
     #[error(transparent)]
     Monitor(#[from] MonitorError),
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     #[error(transparent)]
     Notify(#[from] NotifyError),
 }
@@ -102,6 +105,7 @@ impl Error {
             | Self::Store(_)
             | Self::Share(_)
             | Self::Network(_)
+            | Self::Metrics(_)
             | Self::Monitor(_)
             | Self::Notify(_)
             | Self::Proxy(_) => ErrorKind::Host,

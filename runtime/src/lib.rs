@@ -13,6 +13,7 @@ pub mod container;
 pub mod error;
 pub mod hooks;
 pub mod logging;
+pub mod metrics;
 pub mod monitor;
 pub mod network;
 pub mod notify;

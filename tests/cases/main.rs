@@ -16,6 +16,7 @@ mod faults;
 mod hooks;
 mod lifecycle;
 mod load;
+mod metrics;
 mod nerdctl;
 mod network;
 mod network_answers;

@@ -111,11 +111,16 @@ fn ports_are_read_and_written_and_a_reset_ends_it() {
     ]);
     let (probe, received) = Probe::new(|_| {});
     bench.environment.ports.map(0, 0x10, probe);
+    let statistics = bench.vcpu.statistics().unwrap();
     let end = bench.vcpu.run(&bench.environment);
     assert!(matches!(end, RunEnd::Stopped), "{end}");
     let writes: Vec<_> = received.try_iter().collect();
     assert_eq!(writes, [(3, vec![7]), (2, vec![0x34, 0x12])]);
     assert!(bench.environment.exits.load(Ordering::Relaxed) >= 4);
+    if let Some(statistics) = statistics {
+        let mut counters = statistics.read().unwrap();
+        assert!(counters.any(|(name, count)| name == "exits" && count > 0));
+    }
 }
 
 #[test]

@@ -57,6 +57,39 @@ pub fn uptime() -> io::Result<f64> {
         .ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
+/// The guest's memory, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// What the kernel has.
+    pub total: u64,
+    /// What programs could still have.
+    pub available: u64,
+}
+
+/// How much memory there is.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn memory() -> io::Result<Memory> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let field = |name| -> io::Result<u64> {
+        text.lines()
+            .find_map(|line| {
+                line.strip_prefix(name)?
+                    .split_whitespace()
+                    .next()?
+                    .parse()
+                    .ok()
+            })
+            .map(|kib: u64| kib * 1024)
+            .ok_or_else(|| io::ErrorKind::InvalidData.into())
+    };
+    Ok(Memory {
+        total: field("MemTotal:")?,
+        available: field("MemAvailable:")?,
+    })
+}
+
 /// Sets the guest's host name, which containers start with unless they set one.
 ///
 /// # Errors

@@ -91,10 +91,13 @@ fn pid(process: &Process) -> ttrpc::Result<ProcessResponse> {
 #[async_trait]
 impl Agent for Service {
     async fn health(&self, _: &TtrpcContext, _: HealthRequest) -> ttrpc::Result<HealthResponse> {
+        let memory = machine::memory().map_err(internal)?;
         Ok(HealthResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             kernel_release: machine::kernel_release().map_err(internal)?,
             uptime: machine::uptime().map_err(internal)?,
+            memory_total: memory.total,
+            memory_available: memory.available,
             ..Default::default()
         })
     }

@@ -9,7 +9,7 @@ mod transport;
 pub(crate) mod vsock;
 
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hull_agent_protocol::agent::{
     ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, HealthRequest,
@@ -104,6 +104,8 @@ impl AgentError {
 #[derive(Debug)]
 pub struct AgentClient {
     transport: Transport,
+    /// How long an ordinary call may take.
+    limit: Duration,
 }
 
 impl AgentClient {
@@ -112,10 +114,24 @@ impl AgentClient {
     /// # Errors
     /// The VM is gone, or the agent is.
     pub fn connect(socket: &Path) -> Result<Self, AgentError> {
-        let stream = vsock::connect(socket, ports::RPC, CALL_LIMIT).map_err(AgentError::Connect)?;
+        Self::connect_within(socket, CALL_LIMIT)
+    }
+
+    /// The same, with a limit of the caller's choice for the connection and for each call.
+    ///
+    /// # Errors
+    /// As [`AgentClient::connect`].
+    pub fn connect_within(socket: &Path, limit: Duration) -> Result<Self, AgentError> {
+        let stream = vsock::connect(socket, ports::RPC, limit).map_err(AgentError::Connect)?;
         Ok(Self {
             transport: Transport::new(stream),
+            limit,
         })
+    }
+
+    /// From now on no ordinary call takes longer than until `deadline`.
+    pub fn limit_calls(&mut self, deadline: Instant) {
+        self.limit = deadline.saturating_duration_since(Instant::now());
     }
 
     /// Connects to the agent of a VM that is booting: tries until it answers, `limit` is over, or `alive` says that
@@ -132,6 +148,7 @@ impl AgentClient {
             vsock::await_port(socket, ports::RPC, limit, alive).map_err(AgentError::Connect)?;
         Ok(Self {
             transport: Transport::new(stream),
+            limit: CALL_LIMIT,
         })
     }
 
@@ -413,7 +430,7 @@ impl AgentClient {
         call: &'static str,
         request: &Q,
     ) -> Result<A, AgentError> {
-        self.call_within(call, request, CALL_LIMIT)
+        self.call_within(call, request, self.limit)
     }
 
     fn call_within<Q: protobuf::Message, A: protobuf::Message>(

@@ -9,6 +9,7 @@ mod exec;
 mod features;
 mod kill;
 mod list;
+mod metrics;
 mod pause;
 mod ps;
 mod resume;
@@ -98,6 +99,7 @@ enum Verb {
     Features(features::Arguments),
     Kill(kill::Arguments),
     List(list::Arguments),
+    Metrics(metrics::Arguments),
     Pause(pause::Arguments),
     Ps(ps::Arguments),
     #[command(hide = true)]
@@ -177,6 +179,7 @@ impl Verb {
             Self::Features(_) => ("features", 1),
             Self::Kill(_) => ("kill", 1),
             Self::List(_) => ("list", 1),
+            Self::Metrics(_) => ("metrics", 1),
             Self::Pause(_) => ("pause", 1),
             Self::Ps(_) => ("ps", 1),
             Self::Restore(_) => ("restore", 1),
@@ -208,6 +211,7 @@ impl Cli {
             Verb::Exec(arguments) => exec::run(&runtime, *arguments),
             Verb::Kill(arguments) => kill::run(&runtime, &arguments),
             Verb::List(arguments) => list::run(&runtime, &arguments),
+            Verb::Metrics(arguments) => metrics::run(&runtime, &arguments),
             Verb::Pause(arguments) => pause::run(&runtime, &arguments),
             Verb::Ps(arguments) => ps::run(&runtime, &arguments),
             Verb::Resume(arguments) => resume::run(&runtime, &arguments),

@@ -14,6 +14,9 @@ use crate::error::Error;
 use crate::sandbox::{PARTING_LIMIT, agent_of, traffic};
 use crate::store::ContainerRecord;
 
+/// How long the VMM may take to say what has passed through its NICs.
+const TRAFFIC_LIMIT: Duration = Duration::from_secs(30);
+
 /// One line of `events`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Event {
@@ -186,7 +189,7 @@ fn read_running(runtime: &Runtime, record: &ContainerRecord) -> Result<Reading, 
     let answer = agent_of(&runtime.store, &record.sandbox_id)?.stats_container(&record.id)?;
     Ok(Reading {
         files: CgroupFiles(answer),
-        nics: traffic(&runtime.store, &record.sandbox_id)?,
+        nics: traffic(&runtime.store, &record.sandbox_id, TRAFFIC_LIMIT)?,
     })
 }
 
@@ -194,6 +197,12 @@ fn read_running(runtime: &Runtime, record: &ContainerRecord) -> Result<Reading, 
 /// them what it likes: what is no number counts as zero.
 #[derive(Clone, Debug)]
 pub struct CgroupFiles(StatsContainerResponse);
+
+impl From<StatsContainerResponse> for CgroupFiles {
+    fn from(answer: StatsContainerResponse) -> Self {
+        Self(answer)
+    }
+}
 
 impl CgroupFiles {
     /// A file as it reads, without blanks around it; empty if there is none.

@@ -12,6 +12,7 @@ use super::pace::{Outcome, Pace};
 use super::{FromMonitor, MonitorError};
 use crate::container::ContainerId;
 use crate::error::chain;
+use crate::metrics;
 use crate::network::{Netns, Watch, embedded_dns};
 use crate::process_identity::ProcessIdentity;
 use crate::sandbox::{Followed, Sandbox};
@@ -71,6 +72,10 @@ impl<'a> Monitor<'a> {
         let own = ProcessIdentity::own();
         embedded_dns::start(&vsock_socket(&store.sandbox_directory(id)))
             .map_err(MonitorError::EmbeddedDns)?;
+        // The network is to be followed all the same.
+        if let Err(error) = metrics::start(store.clone(), id.clone()) {
+            tracing::warn!(error = %chain(&error), "nobody can ask for metrics");
+        }
         let mut monitor = Self {
             store,
             id,

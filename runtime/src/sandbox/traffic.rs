@@ -2,6 +2,7 @@
 //! does (vhost-net), the tap's counters are the NIC's.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use hull_vmm_protocol::control::NicTraffic;
 
@@ -12,13 +13,18 @@ use crate::store::Store;
 use crate::vmm_process::Control;
 
 /// What has passed through each NIC of a sandbox that runs, with the name of its interface, as the guest sees it. Takes
-/// no lock: NICs that come or go meanwhile are missing.
+/// no lock: NICs that come or go meanwhile are missing. The VMM may take `limit` to answer.
 ///
 /// # Errors
 /// The sandbox is gone, or its VMM or network namespace is.
-pub fn traffic(store: &Store, id: &ContainerId) -> Result<Vec<(String, NicTraffic)>, crate::Error> {
+pub fn traffic(
+    store: &Store,
+    id: &ContainerId,
+    limit: Duration,
+) -> Result<Vec<(String, NicTraffic)>, crate::Error> {
     let record = store.sandbox(id)?;
-    let counted = Control::connect(&store.sandbox_directory(id))?.net_counters()?;
+    let control = Control::connect_within(&store.sandbox_directory(id), limit)?;
+    let counted = control.net_counters()?;
     let by_id: HashMap<&str, Option<NicTraffic>> = counted
         .iter()
         .map(|nic| (nic.id.as_str(), nic.passed))

@@ -7,6 +7,7 @@
 //! <root>/sandboxes/<id>/lock                      held by whoever changes the sandbox or its containers
 //! <root>/sandboxes/<id>/{vm.json, control.sock, vsock/, console.log, vmm.log, outcome.json}   of hull-vmm
 //! <root>/sandboxes/<id>/monitor.log               of its monitor
+//! <root>/metrics/<id>.sock                        the sandbox's metrics, of its monitor too
 //! ```
 //!
 //! A container's directory is made before anything else, which reserves its id, and removed after everything else. It is
@@ -246,11 +247,24 @@ impl Store {
         Ok(records)
     }
 
-    /// Removes a sandbox's directory; the caller holds its lock.
+    /// Where a sandbox's metrics are asked for. The path is short, for others are to connect to it: with the id of a pod
+    /// of Kubernetes there are few of the 107 bytes left that an address of a socket holds.
+    pub fn metrics_socket(&self, id: &ContainerId) -> PathBuf {
+        self.root.join("metrics").join(format!("{id}.sock"))
+    }
+
+    /// Removes all of a sandbox; the caller holds its lock.
     ///
     /// # Errors
     /// It cannot be removed.
     pub fn remove_sandbox(&self, id: &ContainerId) -> Result<(), StoreError> {
+        let socket = self.metrics_socket(id);
+        match std::fs::remove_file(&socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(StoreError::io("remove", &socket)(error));
+            }
+            _ => {}
+        }
         file::remove_directory(&self.sandbox_directory(id))
     }
 

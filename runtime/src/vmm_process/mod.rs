@@ -2,6 +2,7 @@
 //! the caller's but three descriptors, says on one of them that its machine runs, takes control calls, and leaves a
 //! file that tells how the machine ended.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -239,7 +240,15 @@ impl Control {
     /// # Errors
     /// It is gone.
     pub fn connect(directory: &Path) -> Result<Self, VmmError> {
-        let client = ControlClient::connect(&control_socket(directory), CALL_LIMIT)
+        Self::connect_within(directory, CALL_LIMIT)
+    }
+
+    /// The same, with a limit of the caller's choice for each call.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn connect_within(directory: &Path, limit: Duration) -> Result<Self, VmmError> {
+        let client = ControlClient::connect(&control_socket(directory), limit)
             .map_err(|error| call_error("connect", error.into()))?;
         Ok(Self { client })
     }
@@ -326,6 +335,18 @@ impl Control {
 
     /// Takes a device away.
     ///
+    /// What KVM has counted of the vCPUs, by its names.
+    ///
+    /// # Errors
+    /// See [`VmmError::Call`].
+    pub fn vcpu_counters(&self) -> Result<BTreeMap<String, u64>, VmmError> {
+        let counters = |answer| match answer {
+            Response::VcpuCounters { counters } => Some(counters),
+            _ => None,
+        };
+        self.ask("counters of vCPUs", &Request::VcpuCounters, counters)
+    }
+
     /// # Errors
     /// See [`VmmError::Call`].
     pub fn detach(&self, id: &str) -> Result<(), VmmError> {
@@ -385,6 +406,7 @@ pub fn vsock_socket(directory: &Path) -> PathBuf {
 
 /// The VMM whose files are in `directory`, if it takes calls. Its maker may have been killed before it noted it.
 pub fn listening(directory: &Path) -> Option<ProcessIdentity> {
+            | Response::VcpuCounters { .. }
     let client = ControlClient::connect(&control_socket(directory), CALL_LIMIT).ok()?;
     ProcessIdentity::of(client.server_pid().ok()?).ok()
 }

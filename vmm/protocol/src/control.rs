@@ -1,6 +1,8 @@
 //! The control calls: one [`Request`] and one [`Response`] at a time on a connection, each a packet of JSON of at
 //! most [`MAX_PACKET`] bytes, with descriptors beside it where a request says so.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::config::{BlkConfig, FsConfig, NetConfig};
@@ -35,6 +37,8 @@ pub enum Request {
     },
     /// Asks what has passed through the NICs.
     NetCounters,
+    /// Asks what KVM has counted of the vCPUs.
+    VcpuCounters,
     /// Asks how the machine is.
     Status,
     /// Asks for the last bytes of the console, at most as many, as lossy UTF-8.
@@ -61,6 +65,11 @@ pub enum Response {
     NetCounters {
         /// All NICs, in order of their PCI address.
         nics: Vec<NicCounters>,
+    },
+    /// The answer to [`Request::VcpuCounters`].
+    VcpuCounters {
+        /// Events since the start over all vCPUs, by KVM's names (`exits`, `halt_exits`); empty where KVM does not tell.
+        counters: BTreeMap<String, u64>,
     },
     /// The answer to [`Request::Status`].
     Status(VmStatus),

@@ -112,6 +112,13 @@ fn answer(machine: &mut Machine, call: Call) -> Response {
         Request::NetCounters => Ok(Response::NetCounters {
             nics: machine.devices.net_counters(),
         }),
+        Request::VcpuCounters => Ok(match machine.vcpu_counters() {
+            Ok(counters) => Response::VcpuCounters { counters },
+            Err(error) => Response::Failed(Failure {
+                kind: FailureKind::Host,
+                message: format!("read what KVM counts: {error}"),
+            }),
+        }),
         Request::Status => Ok(Response::Status(machine.status())),
         Request::ConsoleTail { max_bytes } => {
             let max = usize::try_from(max_bytes).map_or(TAIL, |max| max.min(TAIL));

@@ -1,9 +1,11 @@
 //! KVM, one file for each kind of file descriptor: [`system`] is `/dev/kvm`, [`vm`] a machine, [`vcpu`] a CPU of it
-//! (`Documentation/virt/kvm/api.rst`). [`msi`] are interrupts by message: routes and irqfds.
+//! (`Documentation/virt/kvm/api.rst`), [`statistics`] what is counted of that. [`msi`] are interrupts by message: routes
+//! and irqfds.
 //!
 //! Nothing here knows a device.
 
 pub mod msi;
+pub mod statistics;
 pub mod system;
 pub mod vcpu;
 pub mod vm;

@@ -12,6 +12,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
 use super::KvmError;
+use super::statistics::Statistics;
 use crate::bus::Bus;
 
 /// Where a vCPU's accesses go, and what it has in common with the others.
@@ -115,6 +116,17 @@ impl Vcpu {
     #[must_use]
     pub fn number(&self) -> u8 {
         self.number
+    }
+
+    /// What KVM counts of it, if it counts.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn statistics(&self) -> Result<Option<Statistics>, KvmError> {
+        Statistics::open(&self.fd).map_err(|source| KvmError {
+            operation: "read what is counted (KVM_GET_STATS_FD)",
+            source,
+        })
     }
 
     /// Sets what it says of itself, and its model-specific registers.

@@ -75,6 +75,10 @@ pub fn build(config: &VmConfig, mut opened: Opened) -> Result<Machine, MachineEr
     )?;
     mp_table::write(&memory, config.max_vcpus).map_err(boot::BootError::Structure)?;
     let vcpus = make_vcpus(&opened.system, &vm, config.max_vcpus, entry)?;
+    let mut statistics = Vec::new();
+    for vcpu in &vcpus {
+        statistics.extend(vcpu.statistics()?);
+    }
 
     let end = EndReport::new().map_err(|source| host("make an eventfd", source))?;
     let environment = Environment {
@@ -109,6 +113,7 @@ pub fn build(config: &VmConfig, mut opened: Opened) -> Result<Machine, MachineEr
         end,
         pci,
         environment,
+        statistics,
         waiting: WaitingVcpus(vcpus),
         running: VcpuThreads::default(),
     })

@@ -6,6 +6,8 @@
 //!
 //! Order at the end: the vCPUs stop first, then the devices, so that nothing runs that could start a device again.
 
+use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -14,6 +16,7 @@ use hull_vmm_protocol::control::VmStatus;
 use crate::boot::BootError;
 use crate::devices::pci::root::{AttachError, PciRoot};
 use crate::kvm::KvmError;
+use crate::kvm::statistics::Statistics;
 use crate::kvm::vcpu::Environment;
 use crate::memory::MemoryError;
 
@@ -73,6 +76,8 @@ pub struct Machine {
     growth: Growth,
     pci: Arc<PciRoot>,
     environment: Environment,
+    /// Of each vCPU.
+    statistics: Vec<Statistics>,
     waiting: WaitingVcpus,
     running: VcpuThreads,
 }
@@ -110,6 +115,20 @@ impl Machine {
             devices: self.devices.ids(),
             memory_mib: self.growth.memory_mib(),
         }
+    }
+
+    /// What KVM has counted of the vCPUs, over all of them. Empty where it does not count.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn vcpu_counters(&self) -> io::Result<BTreeMap<String, u64>> {
+        let mut counters = BTreeMap::new();
+        for vcpu in &self.statistics {
+            for (name, count) in vcpu.read()? {
+                *counters.entry(name.to_owned()).or_default() += count;
+            }
+        }
+        Ok(counters)
     }
 
     /// Asks the guest to have `memory_mib` MiB of memory.
