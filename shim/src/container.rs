@@ -12,6 +12,7 @@ use hull_runtime::Runtime;
 use hull_runtime::container::{
     self, ContainerId, CreateOptions, ExecOptions, ExecProcess, Executed, Reading,
 };
+use hull_runtime::sandbox::disk::RootDisk;
 use oci_spec::runtime::LinuxResources;
 
 use crate::error::Error;
@@ -69,8 +70,11 @@ impl Container {
         };
         let streams = OpenStreams::open(&names, owner, &state::root(namespace))?;
         let mounted = bundle.join(rootfs::DIRECTORY);
-        rootfs::mount_all(&request.rootfs, &mounted)?;
-        let made = Self::make(&runtime, &id, &bundle, streams);
+        let root_disk = rootfs::disk(&request.rootfs);
+        if root_disk.is_none() {
+            rootfs::mount_all(&request.rootfs, &mounted)?;
+        }
+        let made = Self::make(&runtime, &id, &bundle, root_disk, streams);
         let (proxy, held) = made.inspect_err(|_| {
             if !request.rootfs.is_empty()
                 && let Err(error) = rootfs::unmount(&mounted)
@@ -93,11 +97,13 @@ impl Container {
         runtime: &Runtime,
         id: &ContainerId,
         bundle: &std::path::Path,
+        root_disk: Option<RootDisk>,
         streams: OpenStreams,
     ) -> Result<(Child, crate::stdio::Held), Error> {
         let options = CreateOptions {
             id: id.clone(),
             bundle: bundle.into(),
+            root_disk,
             console: streams.console(),
             stdio: Some(streams.standard()),
             pid_file: None,

@@ -1,10 +1,11 @@
 //! The root file system of a bundle: the mounts that containerd's snapshotter wants, made on the host, where the runtime
-//! library finds them and shows them to the guest.
+//! library finds them and shows them to the guest; or a disk, which the guest gets and mounts.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::types::mount::Mount;
+use hull_runtime::sandbox::disk::RootDisk;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
@@ -55,6 +56,16 @@ const FLAGS: [(&str, MsFlags, bool); 26] = [
 struct Parsed {
     flags: MsFlags,
     data: String,
+}
+
+/// The disk that the root file system is; none if it is not a single one, or one that the guest cannot have.
+pub(crate) fn disk(mounts: &[Mount]) -> Option<RootDisk> {
+    match mounts {
+        [wanted] if wanted.target.is_empty() => {
+            RootDisk::of_mount(Path::new(&wanted.source), &wanted.type_, &wanted.options)
+        }
+        _ => None,
+    }
 }
 
 /// Makes the mounts at `target`, a directory of the bundle, one over the other. When one fails none is left.

@@ -172,6 +172,68 @@ fn a_logger_program_gets_all_that_is_written() {
 }
 
 /// A program that ends with `code` when it is sent SIGTERM, from when on [`READY`] ends.
+/// What `task`'s root file system is, and the disks of its VM.
+fn root_and_disks(containerd: &Containerd, task: &str) -> (String, usize) {
+    let shown = containerd.exec(task, "grep ' / ' /proc/mounts; ls /sys/block | grep -c ^vd");
+    let text = shown.expect(0).text();
+    let (root, disks) = text.trim_end().rsplit_once('\n').unwrap();
+    (root.to_owned(), disks.parse().unwrap())
+}
+
+#[test]
+fn root_file_systems_on_disks_are_the_guest_s_and_go_with_their_tasks() {
+    let leaks = LeakCheck::new();
+    let containerd = Containerd::start_own_with("blockfile", "default");
+    let mounts = || std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let on_host = mounts();
+    let snapshotter = ["--snapshotter", "blockfile"];
+    let pod = containerd.start(&snapshotter, "exec sleep 100000");
+    let (root, disks) = root_and_disks(&containerd, &pod);
+    assert!(
+        root.starts_with("/dev/vd") && root.contains(" ext4 rw"),
+        "{root}"
+    );
+    assert_eq!(disks, 1);
+    assert_eq!(mounts(), on_host);
+
+    // Another one in the same VM, which writes and ends.
+    let of_pod = format!("io.kubernetes.cri.sandbox-id={pod}");
+    let kind = "io.kubernetes.cri.container-type=container";
+    let options = ["--annotation", kind, "--annotation", &of_pod];
+    let writes =
+        "echo word > /file; while [ -e /file ]; do sleep 0.1; done; echo last > /also; exit 3";
+    let writer = containerd.start(&[&snapshotter[..], &options].concat(), writes);
+    assert_eq!(root_and_disks(&containerd, &writer).1, 2);
+    let told = containerd.exec(&writer, "cat /file; rm /file").expect(0);
+    assert_eq!(told.text(), "word\n");
+    containerd.await_state(&writer, "STOPPED");
+    let deleted = containerd.ctr(&["task", "delete", &writer]);
+    assert!(deleted.stderr.contains("exit code 3"), "{deleted:?}");
+    assert_eq!(root_and_disks(&containerd, &pod).1, 1);
+
+    // All that it wrote is on the host's image.
+    let image = tempfile::tempdir().unwrap();
+    let target = image.path().to_str().unwrap();
+    let mount = [
+        "snapshot",
+        "--snapshotter",
+        "blockfile",
+        "mounts",
+        target,
+        &writer,
+    ];
+    run_ok("sh", &["-ec", &containerd.ok(&mount)]);
+    let read = std::fs::read_to_string(image.path().join("also"));
+    run_ok("umount", &[target]);
+    assert_eq!(read.unwrap(), "last\n");
+
+    containerd.ok(&["task", "kill", "--signal", "KILL", &pod]);
+    containerd.await_state(&pod, "STOPPED");
+    assert_eq!(containerd.delete(&pod), 137);
+    drop(containerd);
+    nothing_left(&leaks);
+}
+
 fn until_terminated(code: u8) -> String {
     format!("trap 'exit {code}' TERM; touch /ready; while :; do sleep 0.1; done")
 }

@@ -2,6 +2,7 @@
 //!
 //! The functions block while the kernel mounts (a virtio-fs mount asks the host), so they run on a thread of their own.
 
+mod disk;
 mod options;
 
 use std::fs;
@@ -12,7 +13,11 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use disk::Disk;
 use options::MountOptions;
+
+/// The directory of all PCI devices.
+const PCI_DEVICES: &str = "/sys/bus/pci/devices";
 
 /// How long the device of a mount may take to show up.
 const DEVICE_WAIT: Duration = Duration::from_secs(5);
@@ -66,7 +71,7 @@ pub enum MountError {
 pub struct Storage {
     /// The file system's type; "bind" for a bind mount.
     pub kind: String,
-    /// A device, a virtio-fs tag, a directory or file to bind, or a name.
+    /// A device, or a disk's PCI address; a virtio-fs tag; a directory or file to bind; or a name.
     pub source: String,
     /// Where; made if it is not there.
     pub target: PathBuf,
@@ -94,13 +99,15 @@ impl Storage {
         let data = options.data.join(",");
         let mut waited = None;
         loop {
-            let result = mount(
-                Some(self.source.as_str()),
-                &self.target,
-                Some(self.kind.as_str()),
-                options.flags,
-                Some(data.as_str()).filter(|data| !data.is_empty()),
-            );
+            let result = self.device().and_then(|device| {
+                mount(
+                    Some(&device),
+                    &self.target,
+                    Some(self.kind.as_str()),
+                    options.flags,
+                    Some(data.as_str()).filter(|data| !data.is_empty()),
+                )
+            });
             match result {
                 Ok(()) => break,
                 Err(errno)
@@ -121,12 +128,23 @@ impl Storage {
         self.propagate(&options)
     }
 
+    /// What mount(2) takes as the source.
+    fn device(&self) -> nix::Result<PathBuf> {
+        if !disk::is_address(&self.source) {
+            return Ok(self.source.clone().into());
+        }
+        disk::device(Path::new(PCI_DEVICES), &self.source).ok_or(Errno::ENOENT)
+    }
+
     /// Whether the error is that of a device that the kernel has not seen yet. A virtio-fs tag that is not there is
     /// EINVAL.
     fn may_come(&self, errno: Errno) -> bool {
         match self.kind.as_str() {
             "virtiofs" => errno == Errno::EINVAL,
-            _ => errno == Errno::ENOENT && self.source.starts_with("/dev/"),
+            _ => {
+                let is_device = self.source.starts_with("/dev/") || disk::is_address(&self.source);
+                errno == Errno::ENOENT && is_device
+            }
         }
     }
 
@@ -194,18 +212,39 @@ impl Storage {
     }
 }
 
-/// Undoes a mount. With something still open below it, it goes when that is closed.
+/// Undoes a mount; nothing happens where there is none. With something still open below it, it goes when that is closed;
+/// but a disk's goes now, with all that was written, and the kernel lets go of the disk, so that the VMM can take it away.
 ///
 /// # Errors
 /// See [`MountError`].
 pub fn unmount(target: &Path) -> Result<(), MountError> {
     check_target(target)?;
-    umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).map_err(|source| {
-        MountError::Unmount {
-            target: target.to_owned(),
+    let file = |action| {
+        move |source| MountError::File {
+            action,
+            path: target.to_owned(),
             source,
         }
-    })
+    };
+    let disk = match Disk::mounted_at(target) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        disk => disk.map_err(file("look at"))?,
+    };
+    if disk.is_some() {
+        disk::write_out(target).map_err(file("write out"))?;
+    }
+    match umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+        // It is no mount.
+        Err(Errno::EINVAL) => return Ok(()),
+        result => result.map_err(|source| MountError::Unmount {
+            target: target.to_owned(),
+            source,
+        })?,
+    }
+    match disk {
+        Some(disk) => disk.let_go().map_err(file("let go of the disk of")),
+        None => Ok(()),
+    }
 }
 
 fn check_target(target: &Path) -> Result<(), MountError> {

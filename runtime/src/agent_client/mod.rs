@@ -17,7 +17,7 @@ use hull_agent_protocol::agent::{
     OnlineCpusResponse, ProcessRequest, ProcessResponse, ReseedEntropyRequest,
     ResizeTerminalRequest, SetClockRequest, SetHostnameRequest, SetNetworkRequest,
     SetNetworkResponse, SharedMemory, SignalProcessRequest, StatsContainerResponse,
-    UpdateContainerRequest, WaitProcessResponse,
+    UnmountStorageRequest, UpdateContainerRequest, WaitProcessResponse,
 };
 use hull_agent_protocol::ports;
 
@@ -196,13 +196,26 @@ impl AgentClient {
         &mut self,
         fstype: &str,
         source: &str,
-        target: &str,
+        target: &Path,
+        options: &[String],
     ) -> Result<(), AgentError> {
         let mut request = MountStorageRequest::new();
         request.fstype = fstype.into();
         request.source = source.into();
-        request.target = target.into();
+        request.target = target.to_string_lossy().into_owned();
+        request.options = options.to_vec();
         let _: Empty = self.call("MountStorage", &request)?;
+        Ok(())
+    }
+
+    /// Undoes a mount in the guest; nothing happens where there is none.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub fn unmount_storage(&mut self, target: &Path) -> Result<(), AgentError> {
+        let mut request = UnmountStorageRequest::new();
+        request.target = target.to_string_lossy().into_owned();
+        let _: Empty = self.call("UnmountStorage", &request)?;
         Ok(())
     }
 

@@ -37,6 +37,7 @@ impl Arguments {
         refuse_preserve_fds(self.preserve_fds)?;
         refuse_listen_fds()?;
         Ok(CreateOptions {
+            root_disk: None,
             id: container_id(&self.id)?,
             bundle: self.bundle,
             console: console(detach, self.console_socket)?,

@@ -33,6 +33,7 @@ use crate::process_identity::ProcessIdentity;
 use crate::process_proxy::{Attach, NewProxy, Setup, StandardStreams, Streams};
 use crate::rootfs::{self, GuestContainer};
 use crate::sandbox::PendingSandbox;
+use crate::sandbox::disk::RootDisk;
 use crate::store::{ContainerRecord, Lifecycle};
 use crate::timing::Stopwatch;
 
@@ -43,6 +44,8 @@ pub struct CreateOptions {
     pub id: ContainerId,
     /// Its bundle.
     pub bundle: PathBuf,
+    /// The disk that is its root file system; its bundle's directory if none.
+    pub root_disk: Option<RootDisk>,
     /// Who has its terminal.
     pub console: Console,
     /// Its standard streams; the caller's own if none.
@@ -70,7 +73,10 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
     let mut stopwatch = Stopwatch::start();
     let bundle = Bundle::load(&options.bundle)?;
     let streams = options.console.streams(&bundle.process)?;
-    rootfs::program::check(&bundle)?;
+    let root_disk = options.root_disk.as_ref();
+    if root_disk.is_none() {
+        rootfs::program::check(&bundle)?;
+    }
     let annotations = bundle.annotations();
     let resources = bundle
         .spec
@@ -83,7 +89,13 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
     let placement = Placement::find(store, &bundle.spec, &annotations)?;
     let resolve =
         |kind, path: &Path| resolve_namespace(store, placement.sandbox.as_ref(), kind, path);
-    let guest = rootfs::translate(&options.id, &bundle, options.notifies, &resolve)?;
+    let guest = rootfs::translate(
+        &options.id,
+        &bundle,
+        root_disk.is_some(),
+        options.notifies,
+        &resolve,
+    )?;
     let cgroup = Cgroup::of(bundle.cgroups_path(), runtime.systemd_cgroup, &options.id)?;
     let mut record = new_record(options, &bundle, &placement, &cgroup, wanted.limits)?;
     store.save_container(&record)?;
@@ -153,7 +165,7 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
         &guest,
         &netns,
         &state,
-        &options.id,
+        options,
         &mut sandbox,
         &mut stopwatch,
     );
@@ -163,7 +175,8 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
         sandbox_id: record.sandbox_id.clone(),
         container_id: options.id.clone(),
         exec_id: String::new(),
-        files: guest.shares,
+        // Of a disk the host sees no file.
+        files: root_disk.map_or(guest.shares, |_| Vec::new()),
         notify: guest.notify.and_then(|socket| socket.host),
     });
     attached.map_err(|error| sandbox.explain(error.into()))?;
@@ -200,20 +213,25 @@ fn make_in_guest(
     guest: &GuestContainer,
     netns: &Netns,
     state: &str,
-    id: &ContainerId,
+    options: &CreateOptions,
     sandbox: &mut PendingSandbox,
     stopwatch: &mut Stopwatch,
 ) -> Result<u32, Error> {
     sandbox.wait_running(&runtime.config)?;
     stopwatch.phase("vm_running");
     sandbox.sandbox()?.share(&guest.shares)?;
+    let attach = |disk| sandbox.sandbox()?.attach_disk(&options.id, disk);
+    let disk = options.root_disk.as_ref().map(attach).transpose()?;
     stopwatch.phase("share");
     let mut agent = sandbox.agent(&runtime.config, &hostname(bundle)?)?;
+    if let (Some(disk), Some(address)) = (&options.root_disk, disk) {
+        disk.mount(&mut agent, &options.id, &address)?;
+    }
     stopwatch.phase("agent");
     sandbox.sandbox()?.reconcile_network(netns, &mut agent)?;
     stopwatch.phase("network");
     run_hooks(HookKind::CreateContainer, bundle, state, netns)?;
-    let pid = agent.create_container(id, guest)?;
+    let pid = agent.create_container(&options.id, guest)?;
     stopwatch.phase("container");
     Ok(pid)
 }

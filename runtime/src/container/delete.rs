@@ -116,7 +116,7 @@ fn reap_proxy(record: &ContainerRecord) -> Result<(), ContainerError> {
 }
 
 /// Takes a stopped container out of its sandbox, and ends that if it was the last.
-fn leave(sandbox: Sandbox, id: &ContainerId, force: bool) -> Result<(), Error> {
+fn leave(mut sandbox: Sandbox, id: &ContainerId, force: bool) -> Result<(), Error> {
     if sandbox.containers_but(id)?.is_empty() {
         return sandbox.end_and_remove();
     }

@@ -19,6 +19,7 @@ use oci_spec::runtime::{Hooks, Linux, LinuxNamespaceType, LinuxResources, Proces
 
 use crate::bundle::Bundle;
 use crate::container::ContainerId;
+use crate::sandbox::disk::RootDisk;
 use crate::sandbox::share::Share;
 pub use mounts::SharedMemory;
 pub use notify::NotifySocket;
@@ -99,7 +100,7 @@ pub enum RootfsError {
 pub struct GuestContainer {
     /// Its config.json.
     pub spec: Vec<u8>,
-    /// What must be in the shared directory.
+    /// What must be in the shared directory; the root file system first, unless it is a disk.
     pub shares: Vec<Share>,
     /// The shared memory that must be mounted in the guest.
     pub shared_memory: Vec<SharedMemory>,
@@ -119,22 +120,31 @@ pub enum GuestNamespace {
 /// Says what a namespace of the host is in the guest; none if it is nothing there.
 pub type ResolveNamespace<'a> = dyn Fn(LinuxNamespaceType, &Path) -> Option<GuestNamespace> + 'a;
 
-/// Translates `bundle` for the container `id`. `notifies`: its caller is a service that it is to report to.
+/// Translates `bundle` for the container `id`. `has_disk`: its root file system is a [`RootDisk`] and not the bundle's
+/// directory. `notifies`: its caller is a service that it is to report to.
 ///
 /// # Errors
 /// See [`RootfsError`].
 pub fn translate(
     id: &ContainerId,
     bundle: &Bundle,
+    has_disk: bool,
     notifies: bool,
     resolve_namespace: &ResolveNamespace<'_>,
 ) -> Result<GuestContainer, RootfsError> {
     let mut spec = bundle.spec.clone();
-    let mut shares = vec![Share::rootfs(id, &bundle.rootfs)];
+    let mut shares = Vec::new();
+    let root_path = if has_disk {
+        RootDisk::guest_path(id)
+    } else {
+        let share = Share::rootfs(id, &bundle.rootfs);
+        let path = Path::new(GUEST_SHARE).join(&share.target);
+        shares.push(share);
+        path
+    };
     let readonly = spec.root().as_ref().and_then(Root::readonly);
     let mut root = Root::default();
-    root.set_path(Path::new(GUEST_SHARE).join(&shares[0].target))
-        .set_readonly(readonly);
+    root.set_path(root_path).set_readonly(readonly);
     spec.set_root(Some(root));
     let engine_mount = if notifies {
         None

@@ -7,6 +7,7 @@
 //! `delete`, whichever comes first; and the network namespace is given back in the same step, for the proxy is the
 //! last process that surely is in it.
 
+pub mod disk;
 mod monitor;
 mod network;
 mod pending;
@@ -111,6 +112,14 @@ pub enum SandboxError {
     /// vhost-net is there, and cannot be had.
     #[error("/dev/vhost-net")]
     Vhost(#[source] io::Error),
+    /// A disk cannot be had.
+    #[error("root file system on the disk {}", path.display())]
+    Disk {
+        /// The block device or the image.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// The host's randomness cannot be read.
     #[error("/dev/urandom")]
     Entropy(#[source] io::Error),
@@ -169,6 +178,7 @@ impl Sandbox {
             vmm: None,
             monitor: None,
             guest_network: None,
+            disks: Vec::new(),
         };
         let sandbox = Self {
             store: store.clone(),
@@ -269,7 +279,7 @@ impl Sandbox {
         );
         agent.seed(random_bytes()?)?;
         agent.set_hostname(hostname)?;
-        agent.mount_storage("virtiofs", SHARE_TAG, GUEST_SHARE)?;
+        agent.mount_storage("virtiofs", SHARE_TAG, GUEST_SHARE.as_ref(), &[])?;
         Ok(agent)
     }
 
@@ -324,25 +334,31 @@ impl Sandbox {
         Ok(share::attach(&self.vmm()?, shares)?)
     }
 
-    /// Takes all of a container out of the guest: the guest's container, then its files. Its processes have ended.
+    /// Takes all of a container out of the guest: the guest's container, then its disk and its files. Its processes have ended.
     /// Nothing happens if the VM has ended.
     ///
     /// # Errors
     /// The guest or the host refused.
-    pub fn remove_container(&self, id: &ContainerId) -> Result<(), crate::Error> {
+    pub fn remove_container(&mut self, id: &ContainerId) -> Result<(), crate::Error> {
         let Some(vmm) = self.record.vmm.filter(ProcessIdentity::is_alive) else {
             return Ok(());
         };
         let removed = self
-            .agent()
-            .and_then(|mut agent| agent.remove_container(id))
-            .map_err(crate::Error::from)
+            .take_out_of_guest(id)
             .and_then(|()| share::detach(&vmm, id).map_err(ShareError::into));
         if removed.is_err() && vmm.wait_end(PARTING_LIMIT) {
             // It was about to end, which takes some time after its guest is gone.
             return Ok(());
         }
         removed
+    }
+
+    fn take_out_of_guest(&mut self, id: &ContainerId) -> Result<(), crate::Error> {
+        let mut agent = self.agent()?;
+        let removed = agent.remove_container(id);
+        // Also when the guest has never heard of the container.
+        self.detach_disk(id, &mut agent)?;
+        Ok(removed?)
     }
 
     /// Ends the VM, if it runs: in order if the guest lets it. Gives the network namespace back.

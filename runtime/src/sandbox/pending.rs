@@ -115,7 +115,7 @@ impl PendingSandbox {
 
 impl Drop for PendingSandbox {
     fn drop(&mut self) {
-        let Some(sandbox) = self.sandbox.take() else {
+        let Some(mut sandbox) = self.sandbox.take() else {
             return;
         };
         // A VMM whose machine does not run yet takes no calls.

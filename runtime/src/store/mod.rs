@@ -381,6 +381,7 @@ pub(crate) mod tests_support {
             vmm: None,
             monitor: None,
             guest_network: None,
+            disks: Vec::new(),
         }
     }
 }

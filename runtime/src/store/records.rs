@@ -109,4 +109,7 @@ pub struct SandboxRecord {
     /// What stands for the network that the guest was given last and took whole; none while that is not sure.
     #[serde(default)]
     pub guest_network: Option<u64>,
+    /// The containers whose root file systems are disks of the VM's.
+    #[serde(default)]
+    pub disks: Vec<ContainerId>,
 }

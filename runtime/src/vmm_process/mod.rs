@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use hull_vmm_protocol::config::{FsConfig, NetConfig, VmConfig};
+use hull_vmm_protocol::config::{BlkConfig, FsConfig, NetConfig, VmConfig};
 use hull_vmm_protocol::control::{FailureKind, NicCounters, Request, Response, VmStatus};
 use hull_vmm_protocol::outcome::{Cause, Outcome, Ready, StartFailure};
 use hull_vmm_protocol::socket::{CallError, ControlClient};
@@ -301,6 +301,19 @@ impl Control {
         self.call(&format!("attach {}", fs.id), &Request::AttachFs(fs), &[])
     }
 
+    /// Adds a disk; says where on its PCI bus the guest has it.
+    ///
+    /// # Errors
+    /// See [`VmmError::Call`].
+    pub fn attach_blk(&self, blk: BlkConfig, disk: File) -> Result<String, VmmError> {
+        let call = format!("attach {}", blk.id);
+        let request = Request::AttachBlk(blk);
+        self.ask_with(&call, &request, &[disk.as_fd()], |answer| match answer {
+            Response::Attached { pci_address } => Some(pci_address),
+            _ => None,
+        })
+    }
+
     /// What has passed through the NICs, as far as the VMM sees it.
     ///
     /// # Errors
@@ -322,6 +335,18 @@ impl Control {
         self.call(&call, &Request::ResizeMemory { memory_mib }, &[])
     }
 
+    /// What KVM has counted of the vCPUs, by its names.
+    ///
+    /// # Errors
+    /// See [`VmmError::Call`].
+    pub fn vcpu_counters(&self) -> Result<BTreeMap<String, u64>, VmmError> {
+        let counters = |answer| match answer {
+            Response::VcpuCounters { counters } => Some(counters),
+            _ => None,
+        };
+        self.ask("counters of vCPUs", &Request::VcpuCounters, counters)
+    }
+
     /// How the machine is.
     ///
     /// # Errors
@@ -335,18 +360,6 @@ impl Control {
 
     /// Takes a device away.
     ///
-    /// What KVM has counted of the vCPUs, by its names.
-    ///
-    /// # Errors
-    /// See [`VmmError::Call`].
-    pub fn vcpu_counters(&self) -> Result<BTreeMap<String, u64>, VmmError> {
-        let counters = |answer| match answer {
-            Response::VcpuCounters { counters } => Some(counters),
-            _ => None,
-        };
-        self.ask("counters of vCPUs", &Request::VcpuCounters, counters)
-    }
-
     /// # Errors
     /// See [`VmmError::Call`].
     pub fn detach(&self, id: &str) -> Result<(), VmmError> {
@@ -364,10 +377,24 @@ impl Control {
         request: &Request,
         answer: impl FnOnce(Response) -> Option<A>,
     ) -> Result<A, VmmError> {
-        let response = self.client.call(request, &[]);
-        let response = response.map_err(|error| call_error(call, error))?;
-        answer(response)
-            .ok_or_else(|| call_error(call, io::Error::from(io::ErrorKind::InvalidData).into()))
+        self.ask_with(call, request, &[], answer)
+    }
+
+    /// The same with descriptors beside the call.
+    fn ask_with<A>(
+        &self,
+        call: &str,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+        answer: impl FnOnce(Response) -> Option<A>,
+    ) -> Result<A, VmmError> {
+        let response = self.client.call(request, fds);
+        match response.map_err(|error| call_error(call, error))? {
+            Response::Failed(failure) => Err(call_error(call, failure.into())),
+            response => answer(response).ok_or_else(|| {
+                call_error(call, io::Error::from(io::ErrorKind::InvalidData).into())
+            }),
+        }
     }
 
     fn call(&self, call: &str, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(), VmmError> {
@@ -379,6 +406,7 @@ impl Control {
             Response::Attached { pci_address } => tracing::debug!(call, pci_address, "device"),
             Response::Done
             | Response::NetCounters { .. }
+            | Response::VcpuCounters { .. }
             | Response::Status(_)
             | Response::ConsoleTail { .. } => {}
             Response::Failed(failure) => return Err(call_error(call, failure.into())),
@@ -406,7 +434,6 @@ pub fn vsock_socket(directory: &Path) -> PathBuf {
 
 /// The VMM whose files are in `directory`, if it takes calls. Its maker may have been killed before it noted it.
 pub fn listening(directory: &Path) -> Option<ProcessIdentity> {
-            | Response::VcpuCounters { .. }
     let client = ControlClient::connect(&control_socket(directory), CALL_LIMIT).ok()?;
     ProcessIdentity::of(client.server_pid().ok()?).ok()
 }

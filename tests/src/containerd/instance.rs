@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::run;
+use crate::{run, run_ok};
 
 /// The bridge of its pods' network.
 const BRIDGE: &str = "case-cri0";
@@ -30,10 +30,20 @@ pub(super) struct Instance {
 }
 
 impl Instance {
-    pub(super) fn start() -> Self {
+    /// One that has the snapshotters overlayfs and `snapshotter`.
+    pub(super) fn start(snapshotter: &str) -> Self {
         let directory = TempDir::with_prefix("containerd-").expect("temporary directory");
         let path = |name: &str| directory.path().join(name).display().to_string();
-        let disabled: Vec<String> = DISABLED.iter().map(|name| format!("{name:?}")).collect();
+        let disabled: Vec<String> = DISABLED
+            .iter()
+            .filter(|name| name.rsplit('.').next() != Some(snapshotter))
+            .map(|name| format!("{name:?}"))
+            .collect();
+        let scratch = path("scratch");
+        if snapshotter == "blockfile" {
+            run_ok("truncate", &["-s", "64M", &scratch]);
+            run_ok("busybox", &["mke2fs", "-F", &scratch]);
+        }
         let config = format!(
             r#"version = 2
 root = "{root}"
@@ -43,6 +53,9 @@ disabled_plugins = [{disabled}]
 address = "{socket}"
 [plugins."io.containerd.internal.v1.opt"]
 path = "{opt}"
+[plugins."io.containerd.snapshotter.v1.blockfile"]
+scratch_file = "{scratch}"
+fs_type = "ext4"
 [plugins."io.containerd.grpc.v1.cri"]
 sandbox_image = "{image}"
 stream_server_address = "127.0.0.1"

@@ -57,7 +57,16 @@ impl Containerd {
     /// It does not start.
     #[must_use]
     pub fn start_own(namespace: &str) -> Self {
-        let instance = Instance::start();
+        Self::start_own_with("overlayfs", namespace)
+    }
+
+    /// The same with the image unpacked by `snapshotter`.
+    ///
+    /// # Panics
+    /// It does not start.
+    #[must_use]
+    pub fn start_own_with(snapshotter: &str, namespace: &str) -> Self {
+        let instance = Instance::start(snapshotter);
         let containerd = Self {
             runtime: RUNTIME,
             address: instance.address(),
@@ -65,11 +74,11 @@ impl Containerd {
             made: RefCell::default(),
         };
         containerd.await_running();
-        containerd.import_busybox(namespace);
+        containerd.import_busybox(snapshotter, namespace);
         containerd
     }
 
-    fn import_busybox(&self, namespace: &str) {
+    fn import_busybox(&self, snapshotter: &str, namespace: &str) {
         let archive = tempfile::NamedTempFile::new().expect("temporary file");
         let archive = archive.path().to_str().expect("UTF-8");
         let image = unique("image");
@@ -80,7 +89,8 @@ impl Containerd {
              docker save -o {archive} busybox:of-case; docker rmi busybox:of-case {image}"
         );
         run_ok("sh", &["-ec", &make]);
-        self.ok(&["--namespace", namespace, "image", "import", archive]);
+        let import = ["image", "import", "--snapshotter", snapshotter, archive];
+        self.ok(&[&["--namespace", namespace], &import[..]].concat());
         self.ok(&[
             "--namespace",
             namespace,

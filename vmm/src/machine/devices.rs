@@ -251,11 +251,11 @@ impl Devices {
     }
 
     fn check_id(&self, id: &str) -> Result<(), DeviceError> {
-        if id.is_empty() || id.len() > 64 || id.chars().any(char::is_control) {
+        if id.is_empty() || id.len() > 255 || id.chars().any(char::is_control) {
             return Err(DeviceError::Value {
                 field: "id",
                 value: id.to_owned(),
-                allowed: "a name of 1 to 64 bytes without control characters",
+                allowed: "a name of 1 to 255 bytes without control characters",
             });
         }
         match self.by_id.contains_key(id) {
