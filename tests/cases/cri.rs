@@ -1,114 +1,19 @@
 //! Kubernetes runs pods under hull through containerd: a RuntimeClass's handler `hull`, which is the runtime
 //! `io.containerd.hull.v2` in containerd's configuration.
 
+mod load;
+mod pod;
+mod security;
+
 use std::fs;
 
 use hull_tests::command::eventually;
-use hull_tests::containerd::{BUSYBOX, Containerd, Cri};
+use hull_tests::containerd::Containerd;
 use hull_tests::{LeakCheck, run};
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
 
-/// Where the shim keeps the state of Kubernetes' containers.
-const ROOT: &str = "/run/hull/containerd/k8s.io";
-
-/// A pod, and what containers of it are made with.
-struct Pod<'a> {
-    cri: &'a Cri,
-    config: Value,
-    id: String,
-    logs: TempDir,
-}
-
-/// What a pod and its containers are told of the namespaces that they share.
-type Namespaces = Value;
-
-fn pod_config(logs: &TempDir, namespaces: &Namespaces) -> Value {
-    json!({
-        "metadata": { "name": "pod", "uid": "uid", "namespace": "default" },
-        "hostname": "pod",
-        "logDirectory": logs.path(),
-        "linux": { "securityContext": { "namespaceOptions": namespaces } },
-    })
-}
-
-impl<'a> Pod<'a> {
-    fn run(cri: &'a Cri, namespaces: &Namespaces) -> Self {
-        let logs = TempDir::with_prefix("logs-").unwrap();
-        let config = pod_config(&logs, namespaces);
-        let request = json!({ "config": config, "runtimeHandler": "hull" });
-        let answer = cri.call("RunPodSandbox", &request);
-        let id = answer["podSandboxId"].as_str().unwrap().to_owned();
-        Self {
-            cri,
-            config,
-            id,
-            logs,
-        }
-    }
-
-    fn address(&self) -> String {
-        let status = self
-            .cri
-            .call("PodSandboxStatus", &json!({ "podSandboxId": self.id }));
-        assert_eq!(status["status"]["runtimeHandler"], "hull", "{status}");
-        status["status"]["network"]["ip"]
-            .as_str()
-            .unwrap()
-            .to_owned()
-    }
-
-    /// Creates and starts a container that runs a shell script, with what `configure` adds to its configuration.
-    fn start(&self, name: &str, script: &str, configure: impl FnOnce(&mut Value)) -> String {
-        let mut config = json!({
-            "metadata": { "name": name },
-            "image": { "image": BUSYBOX },
-            "command": ["sh", "-c", script],
-            "logPath": format!("{name}.log"),
-            "linux": self.config["linux"],
-        });
-        configure(&mut config);
-        let request =
-            json!({ "podSandboxId": self.id, "config": config, "sandboxConfig": self.config });
-        let created = self.cri.call("CreateContainer", &request);
-        let id = created["containerId"].as_str().unwrap().to_owned();
-        self.cri
-            .call("StartContainer", &json!({ "containerId": id }));
-        id
-    }
-
-    fn status(&self, container: &str) -> Value {
-        let request = json!({ "containerId": container });
-        self.cri.call("ContainerStatus", &request)["status"].take()
-    }
-
-    fn await_exit(&self, container: &str) -> Value {
-        let mut status = Value::Null;
-        let exited = eventually(|| {
-            status = self.status(container);
-            status["state"] == "CONTAINER_EXITED"
-        });
-        assert!(exited, "{status}");
-        status
-    }
-
-    /// Waits for a line of a container's log: a time, a stream, `F`, and the words.
-    fn await_log(&self, name: &str, line: &str) {
-        let path = self.logs.path().join(format!("{name}.log"));
-        let mut log = String::new();
-        let written = eventually(|| {
-            log = fs::read_to_string(&path).unwrap_or_default();
-            log.lines().any(|logged| logged.ends_with(line))
-        });
-        assert!(written, "{line:?} is not in {log:?}");
-    }
-
-    fn remove(&self) {
-        let request = json!({ "podSandboxId": self.id });
-        self.cri.call("StopPodSandbox", &request);
-        self.cri.call("RemovePodSandbox", &request);
-    }
-}
+use pod::{Pod, ROOT, pod_config};
 
 #[test]
 fn a_pod_of_kubernetes_lives_in_one_vm() {
@@ -199,9 +104,43 @@ fn a_pod_that_shares_its_pids_does_and_one_on_the_hosts_network_is_refused() {
 
     let logs = TempDir::new().unwrap();
     let host = json!({ "network": "NODE" });
-    let request = json!({ "config": pod_config(&logs, &host), "runtimeHandler": "hull" });
+    let request = json!({ "config": pod_config("pod", &logs, &host), "runtimeHandler": "hull" });
     let refused = cri.try_call("RunPodSandbox", &request).unwrap_err();
     assert!(refused.contains("host's network"), "{refused}");
+    drop(pod);
+    drop((cri, containerd));
+    leaks.nothing_left(ROOT.as_ref());
+}
+
+#[test]
+fn a_vm_has_the_size_of_its_pod_and_grows_with_its_containers() {
+    let leaks = LeakCheck::new();
+    let containerd = Containerd::start_own("k8s.io");
+    let cri = containerd.cri();
+    let pod = Pod::run_with(&cri, "sized", &json!({}), |config| {
+        config["linux"]["resources"] = json!({
+            "cpuPeriod": "100000", "cpuQuota": "150000", "memoryLimitInBytes": "629145600",
+        });
+    });
+    let first = pod.start("first", "sleep 100000", |_| {});
+    let memory_mib = || {
+        let text = cri.exec_ok(&first, "grep MemTotal /proc/meminfo");
+        let kib = text
+            .split_whitespace()
+            .nth(1)
+            .and_then(|kib| kib.parse::<u64>().ok());
+        kib.unwrap_or_else(|| panic!("{text}")) / 1024
+    };
+    assert!(eventually(|| cri.exec_ok(&first, "nproc") == "2\n"));
+    let before = memory_mib();
+    assert!(before > 600, "{before}");
+
+    pod.start("second", "sleep 100000", |config| {
+        config["linux"]["resources"] = json!({ "memoryLimitInBytes": "943718400" });
+    });
+    let after = memory_mib();
+    assert!(after > 900, "{before}, then {after}");
+    pod.remove();
     drop(pod);
     drop((cri, containerd));
     leaks.nothing_left(ROOT.as_ref());

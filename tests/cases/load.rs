@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 /// How many there are to be of what a full load has `full` of.
-fn load(part: usize, full: usize) -> usize {
+pub(crate) fn load(part: usize, full: usize) -> usize {
     match std::env::var("HULL_LOAD") {
         Ok(load) if load == "full" => full,
         Ok(load) => panic!("HULL_LOAD={load}: it is full, or not set"),
@@ -26,7 +26,7 @@ fn load(part: usize, full: usize) -> usize {
 }
 
 /// Calls `work` with each number below `count`, by `callers` threads at once.
-fn in_parallel(callers: usize, count: usize, work: impl Fn(usize) + Sync) {
+pub(crate) fn in_parallel(callers: usize, count: usize, work: impl Fn(usize) + Sync) {
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..callers {

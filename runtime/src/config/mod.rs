@@ -1,9 +1,10 @@
 //! The configuration: what a file says (file.rs), what each container may ask of its sandbox (sandbox.rs): of the VM
-//! (sizing.rs), of the network (network.rs) and of its NICs (nics.rs), and here what holds in the end.
+//! (sizing.rs, pod.rs), of the network (network.rs) and of its NICs (nics.rs), and here what holds in the end.
 
 mod file;
 mod network;
 mod nics;
+mod pod;
 mod sandbox;
 mod sizing;
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use oci_spec::runtime::LinuxResources;
 
 use super::sizing::VmSize;
-use super::{Config, ConfigError, NicSettings, network};
+use super::{Config, ConfigError, NicSettings, network, pod};
 use crate::network::Options;
 
 /// A sandbox that is to be made.
@@ -34,7 +34,8 @@ impl SandboxConfig {
         resources: Option<&LinuxResources>,
     ) -> Result<Self, ConfigError> {
         let limits = resources.map_or_else(VmSize::default, VmSize::of_limits);
-        let size = VmSize::of(config, annotations, limits)?;
+        let together = limits.or_more(pod::limits(annotations)?);
+        let size = VmSize::of(config, annotations, together)?;
         Ok(Self {
             size,
             most: VmSize::most(config, size),

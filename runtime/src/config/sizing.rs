@@ -1,5 +1,5 @@
-//! How large a VM is: the configuration's default, more if the container's limits ask for more, or what its
-//! annotations say; and how large it can become.
+//! How large a VM is: the configuration's default, more if the container's limits or those of its pod ask for more, or what
+//! its annotations say; and how large it can become.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use protobuf::reflect::FileDescriptor;
 use serde_json::{Value, json};
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 
 use super::BUSYBOX;
 use crate::command::{eventually, finish};
@@ -92,17 +92,17 @@ impl Cri {
         let body = [&[0], &length.to_be_bytes()[..], &bytes].concat();
 
         // curl writes trailers behind the headers.
-        let headers = self.directory.path().join("headers");
+        let headers = NamedTempFile::new_in(&self.directory).expect("temporary file");
         let mut curl = Command::new("curl");
         curl.args(["-sS", "--http2-prior-knowledge", "--data-binary", "@-"])
             .args(["-H", "content-type: application/grpc", "-H", "te: trailers"])
             .arg("--unix-socket")
             .arg(&self.socket)
             .arg("--dump-header")
-            .arg(&headers)
+            .arg(headers.path())
             .arg(format!("http://localhost/runtime.v1.{service}/{method}"));
         let answer = finish(&mut curl, body).expect(0).stdout;
-        let headers = std::fs::read_to_string(&headers).expect("headers");
+        let headers = std::fs::read_to_string(headers.path()).expect("headers");
         let header = |name: &str| {
             let mut lines = headers.lines();
             lines.find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()))
