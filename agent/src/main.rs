@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use hull_agent::container::{Containers, Paths, helper};
-use hull_agent::network::{Network, Sysfs};
+use hull_agent::network::{Network, Sysfs, localhost};
 use hull_agent::process::Reaper;
 use hull_agent::rpc::Service;
 use hull_agent::vsock::HostListener;
@@ -52,6 +52,7 @@ async fn serve() -> anyhow::Result<()> {
     let service = Service::new(Arc::clone(&containers), network);
     let mut server = rpc::server(service).add_listener(Listener::new(calls.connections()));
     server.start().await.context("serve calls")?;
+    let forwarded = HostListener::bind(ports::LOCALHOST).context("listen for connections")?;
     // The kernel's log puts the time since boot before it.
     tracing::info!("serving");
     tokio::select! {
@@ -59,3 +60,4 @@ async fn serve() -> anyhow::Result<()> {
         ended = stdio::server::serve_all(streams.connections(), containers) => ended.context("serve streams"),
     }
 }
+        ended = localhost::serve_all(forwarded.connections()) => ended.context("serve connections"),

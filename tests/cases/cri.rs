@@ -4,6 +4,7 @@
 mod load;
 mod pod;
 mod security;
+mod streaming;
 
 use std::fs;
 

@@ -1,6 +1,6 @@
 //! The vsock ports. The guest's CID is 3.
 //!
-//! The agent listens on [`RPC`] and [`STDIO`]; hosts connect through the hypervisor's Unix socket with
+//! The agent listens on [`RPC`], [`STDIO`] and [`LOCALHOST`]; hosts connect through the hypervisor's Unix socket with
 //! `CONNECT <port>\n` and read `OK <host port>\n` before anything else. The host listens on [`DNS`], at the Unix socket
 //! that has the hypervisor's name with `_<port>` behind it; the agent connects to CID 2, and nothing precedes its bytes.
 
@@ -10,3 +10,5 @@ pub const RPC: u32 = 1024;
 pub const STDIO: u32 = 1025;
 /// Queries to Docker's embedded DNS server: see [`crate::dns`].
 pub const DNS: u32 = 1026;
+/// Connections to the guest's localhost: see [`crate::localhost`].
+pub const LOCALHOST: u32 = 1027;

@@ -9,6 +9,7 @@ mod channels;
 mod dns;
 mod embedded_dns;
 mod link;
+pub mod localhost;
 mod neighbour;
 mod netlink;
 mod pci;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::network::Model;
 use file::ConfigFile;
-pub use network::annotated_model;
+pub use network::{annotated_model, is_of_kubernetes};
 pub use nics::{Limits, NicSettings, Vhost};
 pub use sandbox::SandboxConfig;
 pub use sizing::VmSize;

@@ -38,12 +38,17 @@ pub(super) fn options(
 /// The model where nobody has chosen one. A pod's network is CNI's, whose `CHECK` compares the uplink with what `ADD` has
 /// made: CRI-O asks for it with each look at the pod's status.
 fn default_model(annotations: &HashMap<String, String>) -> Model {
-    let mut names = annotations.keys();
-    if names.any(|name| name.starts_with(OF_KUBERNETES)) {
+    if is_of_kubernetes(annotations) {
         Model::Tc
     } else {
         Model::default()
     }
+}
+
+/// Whether annotations are those of a container of a Kubernetes pod.
+pub fn is_of_kubernetes(annotations: &HashMap<String, String>) -> bool {
+    let mut names = annotations.keys();
+    names.any(|name| name.starts_with(OF_KUBERNETES))
 }
 
 /// The model that annotations choose; none if they do not.

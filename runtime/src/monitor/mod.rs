@@ -11,7 +11,8 @@
 //! Its maker ([`StartingMonitor`]) waits until it listens. From then on nothing reaches it but the kernel's events; it
 //! ends with the VM, is killed when the sandbox ends, and one that the sandbox's record does not name ends by itself.
 //! It has one thread for that, which sleeps when nothing changes, one that carries the guest's DNS queries to a server
-//! in the namespace ([`crate::network::embedded_dns`]), and some for who asks for metrics ([`crate::metrics`]). Its messages go to `monitor.log` in the sandbox's directory.
+//! in the namespace ([`crate::network::embedded_dns`]), one for those who dial a pod's localhost
+//! ([`crate::network::localhost`]), and some for who asks for metrics ([`crate::metrics`]). Its messages go to `monitor.log` in the sandbox's directory.
 
 mod guard;
 mod pace;

@@ -10,10 +10,11 @@ use nix::sys::signal::SigSet;
 
 use super::pace::{Outcome, Pace};
 use super::{FromMonitor, MonitorError};
+use crate::config::is_of_kubernetes;
 use crate::container::ContainerId;
 use crate::error::chain;
 use crate::metrics;
-use crate::network::{Netns, Watch, embedded_dns};
+use crate::network::{Netns, Watch, embedded_dns, localhost};
 use crate::process_identity::ProcessIdentity;
 use crate::sandbox::{Followed, Sandbox};
 use crate::store::{Store, StoreError};
@@ -37,6 +38,15 @@ pub(crate) fn serve(store: &Store, id: &ContainerId) -> Result<(), crate::Error>
     };
     say(&FromMonitor::Listening);
     monitor.run()
+}
+
+/// Whether the sandbox is a pod of Kubernetes, by the annotations of its containers.
+fn is_pod(store: &Store, id: &ContainerId) -> Result<bool, StoreError> {
+    let containers = store.containers()?;
+    let mut of_sandbox = containers
+        .iter()
+        .filter(|container| container.sandbox_id == *id);
+    Ok(of_sandbox.any(|container| is_of_kubernetes(&container.annotations)))
 }
 
 /// Without a maker nobody wants to know.
@@ -72,16 +82,22 @@ impl<'a> Monitor<'a> {
         let own = ProcessIdentity::own();
         embedded_dns::start(&vsock_socket(&store.sandbox_directory(id)))
             .map_err(MonitorError::EmbeddedDns)?;
+        let netns = Netns::current()?;
         // The network is to be followed all the same.
         if let Err(error) = metrics::start(store.clone(), id.clone()) {
             tracing::warn!(error = %chain(&error), "nobody can ask for metrics");
+        }
+        if is_pod(store, id)?
+            && let Err(error) = localhost::start(&netns, vsock_socket(&store.sandbox_directory(id)))
+        {
+            tracing::warn!(%error, "no port of the pod can be forwarded");
         }
         let mut monitor = Self {
             store,
             id,
             own: own.map_err(|error| MonitorError::Wait("own process", error))?,
             watch: Watch::start()?,
-            netns: Netns::current()?,
+            netns,
             vmm: vmm.ok_or(MonitorError::NoVm)?,
             pace: Pace::default(),
             complaints: Vec::new(),

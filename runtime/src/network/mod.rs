@@ -34,6 +34,7 @@ pub mod embedded_dns;
 mod error;
 mod guest;
 mod link;
+pub mod localhost;
 mod mac;
 mod model;
 mod netlink;

@@ -3,6 +3,7 @@
 
 pub mod cri;
 mod instance;
+pub mod streaming;
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use std::process::Command;
 
 pub use cri::Cri;
 use instance::Instance;
+pub use streaming::Streams;
 
 use crate::command::{Finished, eventually, finish, run, run_ok, undo};
 use crate::unique;
