@@ -48,16 +48,16 @@ async fn serve() -> anyhow::Result<()> {
         .await
         .context("bring the loopback interface up")?;
     let streams = HostListener::bind(ports::STDIO).context("listen for streams")?;
+    let forwarded = HostListener::bind(ports::LOCALHOST).context("listen for connections")?;
     let calls = HostListener::bind(ports::RPC).context("listen for calls")?;
     let service = Service::new(Arc::clone(&containers), network);
     let mut server = rpc::server(service).add_listener(Listener::new(calls.connections()));
     server.start().await.context("serve calls")?;
-    let forwarded = HostListener::bind(ports::LOCALHOST).context("listen for connections")?;
     // The kernel's log puts the time since boot before it.
     tracing::info!("serving");
     tokio::select! {
         ended = reaper.run() => ended.context("reap processes"),
         ended = stdio::server::serve_all(streams.connections(), containers) => ended.context("serve streams"),
+        ended = localhost::serve_all(forwarded.connections()) => ended.context("serve connections"),
     }
 }
-        ended = localhost::serve_all(forwarded.connections()) => ended.context("serve connections"),
