@@ -4,8 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use hull_tests::command::eventually;
-use hull_tests::{Bundle, Hull, LeakCheck};
+use hull_tests::command::{eventually, wait};
+use hull_tests::{Bundle, Hull, LeakCheck, Systemd};
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::json;
 
 const MOUNT: &str = "/sys/fs/cgroup";
@@ -128,6 +129,11 @@ fn limits_change_while_the_container_runs() {
     assert_eq!(inside("pids.max"), "77", "what is not named stays");
     let host = cgroup("hull-cases-update");
     assert_eq!(read(&host.join("cpu.max")), "30000 100000");
+    hull.hull(&["update", "--cpu-burst", "5000", "c"]).expect(0);
+    assert_eq!(inside("cpu.max.burst"), "5000");
+    hull.hull(&["update", "--cpu-idle", "1", "c"]).expect(0);
+    assert_eq!(inside("cpu.idle"), "1");
+    assert_eq!(inside("cpu.max"), "30000 100000");
     // An option that means nothing is not taken.
     hull.hull(&["update", "--cpuset-mems", "0", "c"])
         .expect_error(&["--cpuset-mems"]);
@@ -213,4 +219,86 @@ fn a_vm_grows_no_further_than_the_configuration_says() {
     // As far as it goes: the guest's own share is less then.
     hull.hull(&["update", "--memory", "690m", "c"]).expect(0);
     hull.hull(&["delete", "--force", "c"]).expect(0);
+}
+
+#[test]
+fn an_exec_beside_a_delete_does_not_make_the_cgroup_again() {
+    let leaks = LeakCheck::new();
+    let hull = Hull::new();
+    let bundle = Bundle::new(&["sleep", "1000"])
+        .with(|config| config["linux"]["cgroupsPath"] = json!("/hull-cases-exec"));
+    let _output = hull.create(&bundle, "c");
+    hull.hull(&["start", "c"]).expect(0);
+    // Whoever deletes it has this lock.
+    let directory = fs::File::open(hull.root().join("containers/c")).unwrap();
+    let turn = Flock::lock(directory, FlockArg::LockExclusive).unwrap();
+    let mut both = [vec!["exec", "c", "true"], vec!["delete", "--force", "c"]].map(|words| {
+        let mut command = hull.command(&words);
+        command.stdin(Stdio::null()).spawn().unwrap()
+    });
+    let waits = |pid: u32| {
+        let locks = read(Path::new("/proc/locks"));
+        let pid = pid.to_string();
+        locks
+            .lines()
+            .any(|lock| lock.contains("->") && lock.split(' ').any(|word| word == pid))
+    };
+    assert!(eventually(|| both.iter().all(|child| waits(child.id()))));
+    drop(turn);
+    let codes = both.each_mut().map(wait);
+    assert_eq!(codes[1], Some(0));
+    assert!(!cgroup("hull-cases-exec").exists(), "{codes:?}");
+    leaks.nothing_left(&hull.root());
+}
+
+#[test]
+fn systemd_makes_the_scope_of_a_container() {
+    let leaks = LeakCheck::new();
+    let systemd = Systemd::start();
+    for program in ["runc", "hull"] {
+        eprintln!("with {program}");
+        let runtime = Hull::of_program(program).within(&systemd);
+        let bundle = |path: &str| {
+            Bundle::new(&["sleep", "1000"]).with(|config| {
+                config["linux"]["cgroupsPath"] = json!(path);
+                config["linux"]["resources"] = json!({
+                    "memory": { "limit": 100 << 20, "swap": 100 << 20 },
+                    "cpu": { "quota": 50_000, "period": 100_000 },
+                });
+            })
+        };
+        for path in ["/no/slice", "nonsense:hull:c"] {
+            runtime.run(&bundle(path), "c").expect_error(&["slice"]);
+        }
+        let bundle = bundle("cases-one.slice:prefix:name");
+        let _output = runtime.create(&bundle, "c");
+        runtime.hull(&["start", "c"]).expect(0);
+        let scope = systemd.cgroup("cases.slice/cases-one.slice/prefix-name.scope");
+        if program == "hull" {
+            let programs = programs(&scope);
+            assert!(programs.starts_with(&["hull-monitor".into(), "hull-proxy".into()]));
+        }
+        let limit: u64 = read(&scope.join("memory.max")).parse().unwrap();
+        assert!((100 << 20..1024 << 20).contains(&limit), "{limit}");
+        assert_eq!(read(&scope.join("memory.swap.max")), "0");
+        for (options, quota) in [
+            ("--pids-limit 70", "50000"),
+            ("--cpu-share 512", "50000"),
+            ("--cpu-quota 30000", "30000"),
+        ] {
+            let options = options.split(' ').chain(["c"]);
+            let update: Vec<_> = ["update"].into_iter().chain(options).collect();
+            runtime.hull(&update).expect(0);
+            // It sets what it knows.
+            systemd.reload();
+            assert_eq!(read(&scope.join("cpu.max")), format!("{quota} 100000"));
+        }
+        assert_eq!(read(&scope.join("memory.max")), limit.to_string());
+        runtime.hull(&["exec", "c", "true"]).expect(0);
+        runtime.hull(&["delete", "--force", "c"]).expect(0);
+        assert!(eventually(|| !scope.exists()));
+    }
+    drop(systemd);
+    assert!(!cgroup("hull-case-systemd").exists());
+    leaks.nothing_more();
 }

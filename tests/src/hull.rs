@@ -6,12 +6,14 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::Bundle;
 use crate::command::{Finished, finish, undo};
+use crate::{Bundle, Systemd};
 
 /// `hull --root <a directory of its own>`. When it goes, the containers that a failed case left go as well.
 #[derive(Debug)]
 pub struct Hull {
+    /// The words before the program, if it is run by another.
+    within: Vec<String>,
     program: &'static str,
     root: TempDir,
     global: Vec<String>,
@@ -41,6 +43,7 @@ impl Hull {
     pub fn of_program(program: &'static str) -> Self {
         let root = TempDir::with_prefix("hull-root-").expect("temporary directory");
         Self {
+            within: Vec::new(),
             program,
             root,
             global: Vec::new(),
@@ -55,6 +58,14 @@ impl Hull {
         hull
     }
 
+    /// The same where `systemd` is the first process, which makes its cgroups.
+    #[must_use]
+    pub fn within(mut self, systemd: &Systemd) -> Self {
+        self.within = systemd.enter();
+        self.global.push("--systemd-cgroup".into());
+        self
+    }
+
     /// The state directory.
     #[must_use]
     pub fn root(&self) -> PathBuf {
@@ -64,8 +75,10 @@ impl Hull {
     /// The command, to be finished by the case.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(self.program);
+        let mut words = self.within.iter().map(String::as_str).chain([self.program]);
+        let mut command = Command::new(words.next().unwrap_or(self.program));
         command
+            .args(words)
             .arg("--root")
             .arg(self.root.path())
             .args(&self.global)

@@ -13,6 +13,7 @@ pub mod hull;
 pub mod interruption;
 pub mod leaks;
 pub mod netns;
+pub mod systemd;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -22,6 +23,7 @@ pub use engine::Engine;
 pub use hull::Hull;
 pub use leaks::LeakCheck;
 pub use netns::Netns;
+pub use systemd::Systemd;
 
 /// A name that nothing else of this machine has.
 fn unique(kind: &str) -> String {

@@ -56,7 +56,7 @@ pub(super) struct Arguments {
     /// Refused: the process is in the container's own cgroup
     #[arg(long, value_name = "PATH")]
     cgroup: Option<String>,
-    /// Go ahead though the container is paused
+    /// Wait until the container is resumed, if it is paused
     #[arg(long)]
     ignore_paused: bool,
     /// The container's id

@@ -74,7 +74,7 @@ pub(super) fn run(_arguments: &Arguments) -> anyhow::Result<u8> {
             "cgroup": {
                 "v1": false,
                 "v2": true,
-                "systemd": false,
+                "systemd": true,
                 "systemdUser": false,
                 "rdma": false,
             },

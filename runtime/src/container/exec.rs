@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 use std::process::Child;
+use std::thread;
+use std::time::Duration;
 
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process, User};
 
@@ -14,8 +16,11 @@ use crate::process_proxy::foreground::{HeldSignals, RawTerminal};
 use crate::process_proxy::{Attach, NewProxy, Setup, StandardStreams, Streams};
 use crate::rootfs::translate_process;
 use crate::sandbox::{agent_of, ensure_monitor};
-use crate::store::ContainerRecord;
+use crate::store::{ContainerRecord, StoreError};
 use crate::timing::Moment;
+
+/// How often a container that is paused is looked at.
+const RESUME_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What `exec` is told.
 #[derive(Clone, Debug)]
@@ -30,7 +35,7 @@ pub struct ExecOptions {
     pub stdio: Option<StandardStreams>,
     /// Where the proxy's pid is written.
     pub pid_file: Option<PathBuf>,
-    /// Go ahead though the container is paused: the process then waits for `resume`.
+    /// Wait for `resume` if the container is paused.
     pub ignore_paused: bool,
 }
 
@@ -108,8 +113,7 @@ struct Wanted {
 
 impl Wanted {
     fn check(runtime: &Runtime, options: &ExecOptions) -> Result<Self, Error> {
-        let record = runtime.store.container(&options.id)?;
-        check_state(runtime, &record, options.ignore_paused)?;
+        let record = running(runtime, options)?;
         let process = process(&record, &options.process)?;
         let streams = options.console.streams(&process)?;
         Ok(Self {
@@ -127,24 +131,29 @@ impl Wanted {
     }
 }
 
-fn check_state(
-    runtime: &Runtime,
-    record: &ContainerRecord,
-    ignore_paused: bool,
-) -> Result<(), ContainerError> {
-    let status = status(&runtime.store, record);
-    let problem = match status {
-        Status::Running | Status::Created => return Ok(()),
-        Status::Paused if ignore_paused => return Ok(()),
-        Status::Paused => "cannot exec in a paused container (use --ignore-paused to override)",
-        Status::Stopped => "cannot exec in a stopped container",
-        Status::Creating => "cannot exec in a container that is not running",
-    };
-    Err(ContainerError::WrongState {
-        id: record.id.clone(),
-        status,
-        problem,
-    })
+/// The container, which runs; while it is paused it is waited for if that is to be ignored, since a process that
+/// joined its frozen cgroup would not come to run.
+fn running(runtime: &Runtime, options: &ExecOptions) -> Result<ContainerRecord, Error> {
+    loop {
+        let record = runtime.store.container(&options.id)?;
+        let status = status(&runtime.store, &record);
+        let problem = match status {
+            Status::Running | Status::Created => return Ok(record),
+            Status::Paused if options.ignore_paused => {
+                thread::sleep(RESUME_INTERVAL);
+                continue;
+            }
+            Status::Paused => "cannot exec in a paused container (use --ignore-paused to override)",
+            Status::Stopped => "cannot exec in a stopped container",
+            Status::Creating => "cannot exec in a container that is not running",
+        };
+        return Err(ContainerError::WrongState {
+            id: record.id,
+            status,
+            problem,
+        }
+        .into());
+    }
 }
 
 /// The process in the guest and its proxy; when that fails the process is killed.
@@ -167,6 +176,11 @@ fn start(
         options.stdio.as_ref(),
     )?;
     if let Some(cgroup) = &record.cgroup {
+        // Not while it is deleted, or there would be its cgroup again.
+        let turn = runtime.store.lock_container(&record.id)?;
+        let _turn = turn.ok_or_else(|| StoreError::NotFound {
+            id: record.id.clone(),
+        })?;
         cgroup.add(proxy.identity())?;
     }
     // The proxy's pid alone could come again while the agent still knows the one before.

@@ -4,6 +4,11 @@
 //!
 //! A pod's sandbox container bounds nothing here: its limits are those of a program that only waits, and the VM in its
 //! cgroup serves the whole pod, which the engine's own cgroup above it bounds.
+//!
+//! Files of cgroups are read and written by libcgroups. Where systemd makes them, it is asked to over D-Bus.
+
+mod dbus;
+mod systemd;
 
 use std::collections::HashMap;
 use std::io;
@@ -19,6 +24,8 @@ use nix_of_libcgroups::unistd::Pid;
 use oci_spec::runtime::{LinuxMemory, LinuxResources};
 use serde::{Deserialize, Serialize};
 
+use self::systemd::Scope;
+pub use self::systemd::SystemdError;
 use crate::container::ContainerId;
 use crate::process_identity::ProcessIdentity;
 
@@ -56,6 +63,14 @@ pub enum CgroupError {
     Taken {
         /// The cgroup.
         path: PathBuf,
+    },
+    /// systemd does not make it as it need be.
+    #[error("cgroup {}", path.display())]
+    Systemd {
+        /// The cgroup.
+        path: PathBuf,
+        /// Why not.
+        source: SystemdError,
     },
     /// The cgroup of this process cannot be told.
     #[error("/proc/self/cgroup")]
@@ -106,6 +121,11 @@ impl Cgroup {
     /// # Errors
     /// See [`CgroupError`].
     pub fn add(&self, process: ProcessIdentity) -> Result<(), CgroupError> {
+        let description = format!("hull container {}", self.container);
+        let added = self.by_systemd(|scope| scope.add(process.pid, &description))?;
+        if added.is_some() {
+            return Ok(());
+        }
         let manager = self.manager()?;
         let add = || manager.add_task(Pid::from_raw(process.pid));
         // Once more: libcgroups fails where somebody else makes a cgroup above this one at the same time.
@@ -144,7 +164,11 @@ impl Cgroup {
             oom_score_adj: None,
             freezer_state: None,
         };
-        self.manager()?.apply(&limits).map_err(self.change("limit"))
+        self.manager()?
+            .apply(&limits)
+            .map_err(self.change("limit"))?;
+        self.by_systemd(|scope| scope.keep(&resources))?;
+        Ok(())
     }
 
     /// The pids of the processes in it.
@@ -168,18 +192,38 @@ impl Cgroup {
         loop {
             let removed = manager.remove();
             if removed.is_ok() || is_empty || Instant::now() >= deadline {
-                return removed.map_err(self.change("remove"));
+                removed.map_err(self.change("remove"))?;
+                break;
             }
             // libcgroups gives what it kills a moment, which is too short on a machine that is busy.
             thread::sleep(REMOVE_INTERVAL);
             is_empty = manager.get_all_pids().map_or(true, |pids| pids.is_empty());
         }
+        self.by_systemd(|scope| scope.stop())?;
+        Ok(())
     }
 
+    /// What `act` does with its scope, if systemd makes it.
+    fn by_systemd<T>(
+        &self,
+        act: impl FnOnce(Scope) -> Result<T, SystemdError>,
+    ) -> Result<Option<T>, CgroupError> {
+        let done = self
+            .by_systemd
+            .then(|| Scope::of(&self.path).and_then(act))
+            .transpose();
+        done.map_err(|source| CgroupError::Systemd {
+            path: self.path.clone(),
+            source,
+        })
+    }
+
+    /// What reads and writes its files.
     fn manager(&self) -> Result<AnyCgroupManager, CgroupError> {
+        let of_scope = self.by_systemd(|scope| Ok(Path::new("/").join(scope.path)))?;
         let config = CgroupConfig {
-            cgroup_path: self.path.clone(),
-            systemd_cgroup: self.by_systemd,
+            cgroup_path: of_scope.unwrap_or_else(|| self.path.clone()),
+            systemd_cgroup: false,
             container_name: self.container.to_string(),
         };
         create_cgroup_manager(config).map_err(|source| CgroupError::SetUp {
