@@ -1,13 +1,14 @@
 //! The command line, by the same commands for hull and for Debian's runc: a case that runc fails is a wrong case. Where
 //! the two differ, `runtime/DIFFERENCES.md` says so.
 
+use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use hull_tests::command::{eventually, finish, wait};
 use hull_tests::{Bundle, Hull};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const RUNTIMES: [&str; 2] = ["runc", "hull"];
 
@@ -337,6 +338,124 @@ fn sockets_that_a_service_manager_has_opened_are_refused_by_hull_and_those_of_ot
     .arg(hull.root())
     .arg(bundle.path());
     finish(&mut own, Vec::new()).expect_error(&["LISTEN_FDS=1", "cannot be handed into a VM"]);
+}
+
+#[test]
+fn short_options_and_the_other_forms_of_output() {
+    with_each(|runtime| {
+        let bundle = Bundle::new(&["sleep", "1000"]);
+        let pid_file = bundle.path().join("pid");
+        let status = runtime
+            .command(&["--rootless", "false", "run", "-d", "-b", bundle.arg()])
+            .arg("--pid-file")
+            .arg(&pid_file)
+            .arg("c")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        assert!(status.unwrap().success());
+        let list: Value = serde_json::from_str(&expect(runtime, "list -f json", 0, "")).unwrap();
+        let pid: i32 = std::fs::read_to_string(pid_file).unwrap().parse().unwrap();
+        assert_eq!(
+            [&list[0]["id"], &list[0]["status"], &list[0]["pid"]],
+            [&json!("c"), &json!("running"), &json!(pid)]
+        );
+        assert_eq!(expect(runtime, "list -q", 0, ""), "c\n");
+        assert!(expect(runtime, "ps -f table c", 0, "").contains("sleep 1000"));
+        for bad in ["list -f xml", "ps -f xml c", "update -r /nowhere c"] {
+            expect(runtime, bad, 1, "");
+        }
+        let mut process = bundle.config()["process"].clone();
+        process["args"] = json!(["sh", "-c", "echo from a file; exit 4"]);
+        let file = bundle.path().join("process.json");
+        std::fs::write(&file, process.to_string()).unwrap();
+        let text = expect(runtime, &format!("exec -p {} c", file.display()), 4, "");
+        assert_eq!(text, "from a file\n");
+        let text = expect(runtime, "exec -e A=1 -u 5:6 -c CAP_NET_ADMIN c env", 0, "");
+        assert!(text.contains("A=1\n"), "{text}");
+
+        expect(runtime, "pause c", 0, "");
+        let mut waiting = runtime
+            .command(&["exec", "--ignore-paused", "c", "true"])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(waiting.try_wait().unwrap().is_none(), "it is frozen too");
+        expect(runtime, "resume c", 0, "");
+        assert_eq!(wait(&mut waiting), Some(0));
+
+        expect(runtime, "kill -a c 9", 0, "");
+        runtime.await_status("c", "stopped");
+        expect(runtime, "delete -f c", 0, "");
+        expect(runtime, "--debug list", 0, "");
+        assert!(expect(runtime, "-v", 0, "").contains("spec: 1."));
+    });
+}
+
+#[test]
+fn limits_and_what_is_used_of_them() {
+    with_each(|runtime| {
+        let bundle = Bundle::new(&["sleep", "1000"]);
+        let _output = runtime.create(&bundle, "c");
+        expect(runtime, "start c", 0, "");
+        for options in [
+            "--memory 64m --memory-reservation 32m --memory-swap 64m",
+            "--pids-limit 70",
+            "--cpu-period 100000 --cpu-quota 50000",
+            "--cpu-share 512 --cpuset-cpus 0",
+            "--blkio-weight 100",
+        ] {
+            expect(runtime, &format!("update {options} c"), 0, "");
+        }
+        let script = "cd /sys/fs/cgroup; cat memory.max memory.low pids.max cpu.max cpuset.cpus";
+        let limits = || {
+            let inside = runtime.hull(&["exec", "c", "sh", "-c", script]);
+            inside.expect(0).text()
+        };
+        assert_eq!(limits(), "67108864\n33554432\n70\n50000 100000\n0\n");
+        let resources = r#"{"pids":{"limit":60},"memory":{"limit":134217728},"cpu":{"quota":20000,"period":100000}}"#;
+        let update = ["update", "-r", "-", "c"];
+        let _ = runtime.hull_with_input(&update, resources.into()).expect(0);
+        assert!(limits().starts_with("134217728\n"));
+
+        let stats: Value =
+            serde_json::from_str(&expect(runtime, "events --stats c", 0, "")).unwrap();
+        assert_eq!(
+            (&stats["type"], &stats["id"]),
+            (&json!("stats"), &json!("c"))
+        );
+        for (key, limit) in [("pids", json!(60)), ("cpu", Value::Null)] {
+            assert!(stats["data"][key].is_object(), "{key}: {stats}");
+            assert_eq!(stats["data"][key]["limit"], limit, "{stats}");
+        }
+        assert_eq!(stats["data"]["memory"]["usage"]["limit"], 134_217_728);
+        expect(runtime, "delete --force c", 0, "");
+    });
+}
+
+#[test]
+fn events_tell_of_a_container_until_its_end() {
+    with_each(|runtime| {
+        let bundle = Bundle::shell("until test -e /end; do sleep 0.2; done");
+        let _output = runtime.create(&bundle, "c");
+        expect(runtime, "start c", 0, "");
+        let mut events = runtime
+            .command(&["events", "--interval", "200ms", "c"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(events.stdout.take().unwrap()).lines();
+        let first: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        assert_eq!(first["type"], "stats");
+        std::fs::write(bundle.rootfs().join("end"), "").unwrap();
+        // To the end of the output, so that it can be written.
+        assert!(lines.all(|line| line.is_ok()));
+        assert_eq!(wait(&mut events), Some(0));
+        runtime.await_status("c", "stopped");
+        expect(runtime, "delete c", 0, "");
+    });
 }
 
 /// The names of the members of an object and of the objects in it.

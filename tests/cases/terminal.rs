@@ -78,50 +78,58 @@ fn run_on_a_terminal_gives_the_container_one_that_follows_its_size() {
     assert_eq!(hull_tests::command::wait(&mut child), Some(6));
 }
 
-#[test]
-fn create_sends_the_master_over_the_console_socket() {
-    let hull = Hull::new();
-    let bundle = terminal_bundle("echo on a terminal; read word; echo got $word");
-    let socket = bundle.path().join("console.sock");
-    let listener = UnixListener::bind(&socket).unwrap();
-    let receiver = std::thread::spawn(move || {
-        let (stream, _) = listener.accept().unwrap();
-        let mut name = [0; 4096];
-        let mut buffers = [IoSliceMut::new(&mut name)];
-        let mut space = nix::cmsg_space!([RawFd; 1]);
-        let message = recvmsg::<()>(
-            stream.as_raw_fd(),
-            &mut buffers,
-            Some(&mut space),
-            MsgFlags::empty(),
-        )
-        .unwrap();
-        for part in message.cmsgs().unwrap() {
-            if let ControlMessageOwned::ScmRights(fds) = part {
-                #[allow(unsafe_code)]
-                // SAFETY: the kernel has just made this descriptor for us.
-                return unsafe { OwnedFd::from_raw_fd(fds[0]) };
-            }
+/// The descriptor that is sent to a console socket.
+fn receive_master(listener: &UnixListener) -> std::fs::File {
+    let (stream, _) = listener.accept().unwrap();
+    let mut name = [0; 4096];
+    let mut buffers = [IoSliceMut::new(&mut name)];
+    let mut space = nix::cmsg_space!([RawFd; 1]);
+    let message = recvmsg::<()>(
+        stream.as_raw_fd(),
+        &mut buffers,
+        Some(&mut space),
+        MsgFlags::empty(),
+    )
+    .unwrap();
+    for part in message.cmsgs().unwrap() {
+        if let ControlMessageOwned::ScmRights(fds) = part {
+            #[allow(unsafe_code)]
+            // SAFETY: the kernel has just made this descriptor for us.
+            return unsafe { OwnedFd::from_raw_fd(fds[0]) }.into();
         }
-        panic!("no descriptor came");
-    });
-    let status = hull
-        .command(&["create", "--bundle", bundle.arg(), "--console-socket"])
-        .arg(&socket)
-        .arg("console")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::inherit())
-        .status()
-        .unwrap();
-    assert!(status.success());
-    let mut master = std::fs::File::from(receiver.join().unwrap());
-    let _ = hull.hull(&["start", "console"]).expect(0);
-    read_until(&mut master, "on a terminal");
-    master.write_all(b"words\n").unwrap();
-    read_until(&mut master, "got words");
-    hull.await_status("console", "stopped");
-    let _ = hull.hull(&["delete", "console"]).expect(0);
+    }
+    panic!("no descriptor came");
+}
+
+#[test]
+fn create_and_exec_send_the_master_over_the_console_socket() {
+    for runtime in ["runc", "hull"].map(Hull::of_program) {
+        let bundle = terminal_bundle("echo on a terminal; read word; echo got $word");
+        let socket = bundle.path().join("console.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let master_of = |words: &[&str], last: &[&str]| {
+            let mut command = runtime.command(words);
+            command.arg("--console-socket").arg(&socket).args(last);
+            command.stdin(Stdio::null()).stdout(Stdio::null());
+            let mut command = command.spawn().unwrap();
+            let master = receive_master(&listener);
+            assert_eq!(hull_tests::command::wait(&mut command), Some(0));
+            master
+        };
+        let mut master = master_of(&["create", "--bundle", bundle.arg()], &["console"]);
+        let _ = runtime.hull(&["start", "console"]).expect(0);
+        read_until(&mut master, "on a terminal");
+        let script = "tty; read word; echo heard $word";
+        let last = ["--detach", "--tty", "console", "sh", "-c", script];
+        let mut second = master_of(&["exec"], &last);
+        read_until(&mut second, "/dev/pts/1");
+        second.write_all(b"more\n").unwrap();
+        read_until(&mut second, "heard more");
+        master.write_all(b"words\n").unwrap();
+        read_until(&mut master, "got words");
+        runtime.await_status("console", "stopped");
+        let _ = runtime.hull(&["delete", "console"]).expect(0);
+    }
 }
 
 #[test]

@@ -26,7 +26,7 @@ use std::process::ExitCode;
 use std::sync::LazyLock;
 
 use anyhow::{Context, anyhow, bail};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use hull_runtime::bundle::NEWEST_OCI_VERSION;
 use hull_runtime::config::Config;
 use hull_runtime::container::{Console, ContainerId};
@@ -48,8 +48,11 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
 
 /// Runs containers, each pod of them in its own virtual machine.
 #[derive(Parser)]
-#[command(name = "hull", version = VERSION.as_str(), disable_help_subcommand = true)]
+#[command(name = "hull", version = VERSION.as_str(), disable_version_flag = true, disable_help_subcommand = true)]
 struct Cli {
+    /// Print the version
+    #[arg(short, long, action = ArgAction::Version)]
+    version: Option<bool>,
     #[command(flatten)]
     global: Global,
     #[command(subcommand)]
