@@ -350,7 +350,7 @@ fn carry(streams: &Connected, origin: Moment) -> Result<Vec<Output>, ProxyError>
             carry_input(duplicate(input.as_fd())?, clone()?).map_err(host())?;
             let output = duplicate(output.as_fd())?;
             Ok(vec![
-                Output::carry("terminal", clone()?, output, first_output).map_err(host())?,
+                Output::carry_terminal(clone()?, output, first_output).map_err(host())?,
             ])
         }
     }

@@ -2,7 +2,7 @@
 //! its writer down, all the way to the process in the guest, and an idle stream costs nothing.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -84,6 +84,28 @@ impl Output {
         sink: OwnedFd,
         first_byte: impl FnOnce() + Send + 'static,
     ) -> io::Result<Self> {
+        Self::carry_to(File::from(sink), name, source, first_byte)
+    }
+
+    /// The same from a terminal in the guest, to a sink that may be none.
+    pub(super) fn carry_terminal(
+        source: UnixStream,
+        sink: OwnedFd,
+        first_byte: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Self> {
+        let name = "terminal";
+        if sink.is_terminal() {
+            return Self::carry(name, source, sink, first_byte);
+        }
+        Self::carry_to(Lines::new(File::from(sink)), name, source, first_byte)
+    }
+
+    fn carry_to(
+        mut sink: impl Write + Pollable + Send + 'static,
+        name: &str,
+        source: UnixStream,
+        first_byte: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Self> {
         let (sender, done) = channel();
         let progress = Arc::new(Progress::default());
         let stream = source.try_clone()?;
@@ -101,7 +123,7 @@ impl Output {
                 let written = |count: usize| {
                     shared.written.fetch_add(count as u64, Ordering::Relaxed);
                 };
-                let copied = copy(&mut &source, &mut File::from(sink), read, written);
+                let copied = copy(&mut &source, &mut sink, read, written);
                 if copied.is_err() {
                     // Nobody reads any more: the process is to learn of it.
                     let _ = source.shutdown(Shutdown::Both);
@@ -193,6 +215,52 @@ fn copy<R: Read + Pollable, W: Write + Pollable>(
     }
 }
 
+/// Lines as programs write them, for what is no terminal, as runc has it: without the carriage return that a terminal puts
+/// before each newline.
+struct Lines {
+    sink: File,
+    /// A carriage return has come, and not what follows it.
+    held: bool,
+}
+
+impl Lines {
+    fn new(sink: File) -> Self {
+        Self { sink, held: false }
+    }
+}
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.held {
+            if bytes.first() != Some(&b'\n') {
+                self.sink.write_all(b"\r")?;
+            }
+            self.held = false;
+        }
+        match bytes.iter().position(|byte| *byte == b'\r') {
+            Some(0) => {
+                self.held = true;
+                Ok(1)
+            }
+            Some(before) => self.sink.write(&bytes[..before]),
+            None => self.sink.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.sink.flush()
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        if self.held {
+            // Its reader may have gone.
+            let _ = self.sink.write_all(b"\r");
+        }
+    }
+}
+
 /// What has a descriptor, also behind a reference.
 trait Pollable {
     fn descriptor(&self) -> std::os::fd::BorrowedFd<'_>;
@@ -201,6 +269,12 @@ trait Pollable {
 impl Pollable for File {
     fn descriptor(&self) -> std::os::fd::BorrowedFd<'_> {
         self.as_fd()
+    }
+}
+
+impl Pollable for Lines {
+    fn descriptor(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.sink.as_fd()
     }
 }
 

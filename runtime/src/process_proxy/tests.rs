@@ -54,6 +54,23 @@ fn an_output_is_carried_byte_for_byte_with_its_end() {
 }
 
 #[test]
+fn lines_of_a_terminal_end_as_the_program_has_it_where_no_terminal_is() {
+    let (mut guest, ours) = UnixStream::pair().unwrap();
+    let (mut reader, writer) = pipe();
+    let output = Output::carry_terminal(ours, writer, || {}).unwrap();
+    let mut received = vec![0; 9];
+    guest.write_all(b"one\r\ntwo\rtw\r").unwrap();
+    reader.read_exact(&mut received).unwrap();
+    assert_eq!(received, b"one\ntwo\rt");
+    guest.write_all(b"\n\r\r\nlast\r").unwrap();
+    guest.shutdown(Shutdown::Write).unwrap();
+    received.clear();
+    reader.read_to_end(&mut received).unwrap();
+    assert_eq!(received, b"w\n\r\nlast\r");
+    output.finish(Untaken::Kept);
+}
+
+#[test]
 fn an_input_is_carried_byte_for_byte_with_its_end() {
     let (mut guest, ours) = UnixStream::pair().unwrap();
     let (reader, writer) = pipe();
