@@ -1,6 +1,7 @@
 //! The root file system, volumes and the file systems that are made in the guest.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use hull_tests::{Bundle, Hull, LeakCheck};
 use serde_json::json;
@@ -83,21 +84,27 @@ fn a_volume_that_is_not_there_is_refused() {
 #[test]
 fn shared_memory_tmpfs_and_the_usual_file_systems_are_made_in_the_guest() {
     let hull = Hull::new();
-    let bundle = Bundle::shell("df -k /dev/shm | tail -1; df -k /scratch | tail -1; grep -E ' /(proc|sys|dev/mqueue|dev/pts) ' /proc/mounts | wc -l; ls /dev")
+    let bundle = Bundle::shell("df -k /dev/shm | tail -1; df -k /scratch | tail -1; grep -E ' /(proc|sys|dev/mqueue|dev/pts) ' /proc/mounts | wc -l; stat -c %a /var/kept; ls /dev")
         .with(|config| {
             for mount in config["mounts"].as_array_mut().unwrap() {
                 if mount["destination"] == "/dev/shm" {
                     mount["options"] = json!(["nosuid", "noexec", "nodev", "mode=1777", "size=12m"]);
                 }
             }
-            config["mounts"].as_array_mut().unwrap().push(
-                json!({ "destination": "/scratch", "type": "tmpfs", "source": "tmpfs", "options": ["size=3m"] }),
-            );
+            for destination in ["/scratch", "/var/kept"] {
+                config["mounts"].as_array_mut().unwrap().push(
+                    json!({ "destination": destination, "type": "tmpfs", "source": "tmpfs", "options": ["size=3m"] }),
+                );
+            }
         });
+    // One that names no mode has that of the directory in its place.
+    let kept = bundle.rootfs().join("var/kept");
+    fs::create_dir(&kept).unwrap();
+    fs::set_permissions(&kept, fs::Permissions::from_mode(0o3710)).unwrap();
     let text = hull.run(&bundle, "tmpfs").expect(0).text();
     assert!(text.contains("12288"), "{text}");
     assert!(text.contains("3072"), "{text}");
-    assert!(text.contains("\n4\n"), "{text}");
+    assert!(text.contains("\n4\n3710\n"), "{text}");
     for device in [
         "null", "zero", "full", "random", "urandom", "tty", "ptmx", "stdin", "fd",
     ] {

@@ -1,5 +1,6 @@
 //! `tmpcopyup`, an option of tmpfs mounts that runc knows and engines use: the tmpfs begins with what the image has in
-//! its place. Such a tmpfs is mounted and filled beside the container, and bound into it.
+//! its place. Such a tmpfs is mounted and filled beside the container, and bound into it. One without the option has only
+//! the mode of what is in its place.
 
 use std::fs::{self, File, Metadata};
 use std::io;
@@ -36,7 +37,8 @@ impl Drop for Filled {
     }
 }
 
-/// Mounts and fills, below `directory`, what `spec` has with the option, and takes the option out of `spec`. Blocks.
+/// Mounts and fills, below `directory`, what `spec` has with the option, and takes the option out of `spec`; gives the
+/// other tmpfs their modes. Blocks.
 ///
 /// # Errors
 /// The image's files cannot be read, or are more than the tmpfs holds.
@@ -50,15 +52,19 @@ pub(super) fn fill(spec: &mut Spec, directory: &Path) -> Result<Filled, Error> {
         let mut options = mount.options().clone().unwrap_or_default();
         let all = options.len();
         options.retain(|option| option != OPTION);
-        if options.len() == all {
+        let copies = options.len() < all;
+        if !copies && mount.typ().as_deref() != Some("tmpfs") {
             continue;
         }
+        let has_mode = options.iter().any(|option| option.starts_with("mode="));
         let place = root.as_ref().and_then(|root| {
             // With nothing there, there is nothing to copy.
             root.open_subpath(mount.destination(), OpenFlags::O_DIRECTORY)
                 .ok()
         });
-        if let Some(place) = place {
+        if let Some(place) = place.as_ref().filter(|_| !copies && !has_mode) {
+            options.push(mode_of(place, mount.destination())?);
+        } else if let Some(place) = place.filter(|_| copies) {
             let path = directory.join(format!("tmpfs-{index}"));
             Storage {
                 kind: "tmpfs".into(),
@@ -72,7 +78,6 @@ pub(super) fn fill(spec: &mut Spec, directory: &Path) -> Result<Filled, Error> {
             }
             .mount(|| Ok(()))?;
             filled.0.push(path.clone());
-            let has_mode = options.iter().any(|option| option.starts_with("mode="));
             copy(&place, &path, !has_mode).map_err(|source| Error::File {
                 action: "copy the image's files to",
                 path: mount.destination().clone(),
@@ -86,6 +91,16 @@ pub(super) fn fill(spec: &mut Spec, directory: &Path) -> Result<Filled, Error> {
         mount.set_options(Some(options));
     }
     Ok(filled)
+}
+
+/// The option for a tmpfs that is to have the mode of the directory in its place.
+fn mode_of(place: &File, destination: &Path) -> Result<String, Error> {
+    let metadata = place.metadata().map_err(|source| Error::File {
+        action: "look at",
+        path: destination.to_owned(),
+        source,
+    })?;
+    Ok(format!("mode={:o}", metadata.mode() & 0o7777))
 }
 
 /// Copies what is in a directory, with owners and modes, and if asked for the directory's own.
