@@ -58,6 +58,31 @@ fn a_container_that_runs_is_looked_at_changed_and_started_again() {
 }
 
 #[test]
+fn top_shows_the_processes_of_the_guest() {
+    let podman = Engine::podman();
+    let container = podman.start(&[], "exec sleep 100000");
+    let top = || {
+        let text = podman.ok(&["top", &container, "ppid", "user", "args"]);
+        let rows = text.lines().skip(1);
+        let words = |row: &str| row.split_whitespace().collect::<Vec<_>>().join(" ");
+        let mut rows: Vec<String> = rows.map(words).collect();
+        rows.sort();
+        rows
+    };
+    assert!(eventually(|| top() == ["0 root sleep 100000"]));
+    let script = "echo $$ > /tmp/pid; exec sleep 54321";
+    let user = ["exec", "--detach", "--user", "1234:5678", &container];
+    podman.ok(&[&user[..], &["sh", "-c", script]].concat());
+    assert!(eventually(
+        || top() == ["0 1234 sleep 54321", "0 root sleep 100000"]
+    ));
+    let all = podman.ok(&["top", &container]);
+    assert!(all.contains("sleep 54321"), "{all}");
+    let _ = podman.exec(&container, "kill $(cat /tmp/pid)").expect(0);
+    assert!(eventually(|| top() == ["0 root sleep 100000"]));
+}
+
+#[test]
 fn a_container_is_attached_to_and_committed() {
     let podman = Engine::podman();
     let container = podman.start(

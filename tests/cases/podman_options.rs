@@ -54,6 +54,19 @@ fn environment_names_files_limits_and_privileges() {
 }
 
 #[test]
+fn a_container_runs_as_a_user_with_groups() {
+    let podman = Engine::podman();
+    let script = "id -u; id -g; id -G; touch /tmp/own && stat -c %u:%g /tmp/own; \
+                  touch /etc/own 2>/dev/null || echo denied; awk '/CapEff/ { print $2 }' /proc/self/status";
+    let options = ["--user=1234:5678", "--group-add=9"];
+    let finished = podman.run(&options, &["sh", "-c", script]).expect(0);
+    assert_eq!(
+        finished.text(),
+        "1234\n5678\n5678 9\n1234:5678\ndenied\n0000000000000000\n"
+    );
+}
+
+#[test]
 fn what_a_vm_cannot_do_is_refused_with_the_reason() {
     let leaks = LeakCheck::new();
     let podman = Engine::podman();

@@ -74,7 +74,8 @@ fn a_pod_of_kubernetes_is_played() {
         "tar -C /var/lib/testbed/busybox -c . | podman import --change 'CMD [\"sleep\", \"100000\"]' - {image}"
     );
     run_ok("sh", &["-c", &import]);
-    let settings = format!("[engine]\ninfra_image = \"{image}\"\n");
+    let settings = std::fs::read_to_string("/etc/containers/containers.conf").unwrap();
+    let settings = settings.replace("[engine]", &format!("[engine]\ninfra_image = \"{image}\""));
     std::fs::write(path("containers.conf"), settings).unwrap();
     let name = format!("case-kube-{}", std::process::id());
     std::fs::create_dir(path("volume")).unwrap();
@@ -85,7 +86,7 @@ fn a_pod_of_kubernetes_is_played() {
             .args(["--runtime", "hull", "kube", "play"])
             .args(options)
             .arg(path("pod.yaml"))
-            .env("CONTAINERS_CONF_OVERRIDE", path("containers.conf"));
+            .env("CONTAINERS_CONF", path("containers.conf"));
         finish(&mut command, Vec::new()).expect(0)
     };
     let _ = play(&[]);

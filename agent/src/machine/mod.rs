@@ -57,6 +57,17 @@ pub fn uptime() -> io::Result<f64> {
         .ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
+/// When it booted, in seconds since the epoch.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn boot_time() -> io::Result<u64> {
+    let text = fs::read_to_string("/proc/stat")?;
+    text.lines()
+        .find_map(|line| line.strip_prefix("btime ")?.parse().ok())
+        .ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
 /// The guest's memory, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {

@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use hull_agent_protocol::agent::{
-    self, ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, HealthRequest,
-    HealthResponse, ListProcessesResponse, MountStorageRequest, OnlineCpusRequest,
-    OnlineCpusResponse, ProcessRequest, ProcessResponse, ReseedEntropyRequest,
+    self, ContainerRequest, CreateContainerRequest, DescribeProcessesResponse, Empty,
+    ExecProcessRequest, HealthRequest, HealthResponse, ListProcessesResponse, MountStorageRequest,
+    OnlineCpusRequest, OnlineCpusResponse, ProcessRequest, ProcessResponse, ReseedEntropyRequest,
     ResizeTerminalRequest, SetClockRequest, SetDnsRequest, SetHostnameRequest, SetNetworkRequest,
     SetNetworkResponse, SignalProcessRequest, StatsContainerResponse, UnmountStorageRequest,
     UpdateContainerRequest, WaitProcessResponse,
@@ -270,6 +270,30 @@ impl Agent for Service {
             });
         Ok(ListProcessesResponse {
             processes: processes.collect(),
+            ..Default::default()
+        })
+    }
+
+    async fn describe_processes(
+        &self,
+        _: &TtrpcContext,
+        request: ContainerRequest,
+    ) -> ttrpc::Result<DescribeProcessesResponse> {
+        let container = self.containers.get(&request.container_id).map_err(status)?;
+        let processes = container.describe().map_err(status)?;
+        let processes =
+            processes
+                .into_iter()
+                .map(|one| agent::describe_processes_response::Process {
+                    pid: one.pid,
+                    stat: one.stat,
+                    status: one.status,
+                    cmdline: one.cmdline,
+                    ..Default::default()
+                });
+        Ok(DescribeProcessesResponse {
+            processes: processes.collect(),
+            boot_time: machine::boot_time().map_err(internal)?,
             ..Default::default()
         })
     }

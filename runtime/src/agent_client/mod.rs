@@ -12,8 +12,8 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hull_agent_protocol::agent::{
-    ContainerRequest, CreateContainerRequest, Empty, ExecProcessRequest, HealthRequest,
-    HealthResponse, ListProcessesResponse, MountStorageRequest, OnlineCpusRequest,
+    ContainerRequest, CreateContainerRequest, DescribeProcessesResponse, Empty, ExecProcessRequest,
+    HealthRequest, HealthResponse, ListProcessesResponse, MountStorageRequest, OnlineCpusRequest,
     OnlineCpusResponse, ProcessRequest, ProcessResponse, ReseedEntropyRequest,
     ResizeTerminalRequest, SetClockRequest, SetHostnameRequest, SetNetworkRequest,
     SetNetworkResponse, SharedMemory, SignalProcessRequest, StatsContainerResponse,
@@ -329,6 +329,17 @@ impl AgentClient {
         id: &ContainerId,
     ) -> Result<ListProcessesResponse, AgentError> {
         self.call("ListProcesses", &container_request(id))
+    }
+
+    /// The same with all that ps(1) wants to know.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub fn describe_processes(
+        &mut self,
+        id: &ContainerId,
+    ) -> Result<DescribeProcessesResponse, AgentError> {
+        self.call("DescribeProcesses", &container_request(id))
     }
 
     /// Removes a container whose processes have ended.

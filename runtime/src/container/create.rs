@@ -11,6 +11,7 @@
 //! 6. `createContainer` hooks run, the agent makes the container, the proxy connects to its process.
 //! 7. The record says `created`, and last of all the pid file is written.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::SystemTime;
@@ -177,6 +178,7 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
         exec_id: String::new(),
         // Of a disk the host sees no file.
         files: root_disk.map_or(guest.shares, |_| Vec::new()),
+        shows_processes: is_of_podman(&annotations),
         notify: guest.notify.and_then(|socket| socket.host),
     });
     attached.map_err(|error| sandbox.explain(error.into()))?;
@@ -248,6 +250,12 @@ fn hostname(bundle: &Bundle) -> Result<String, ContainerError> {
     }
     let hostname = gethostname().map_err(|errno| ContainerError::Hostname(errno.into()))?;
     Ok(hostname.to_string_lossy().into_owned())
+}
+
+/// Whether `podman top` will look for the container's processes.
+fn is_of_podman(annotations: &HashMap<String, String>) -> bool {
+    let engine = annotations.get("io.container.manager");
+    engine.is_some_and(|engine| engine == "libpod")
 }
 
 fn run_hooks(kind: HookKind, bundle: &Bundle, state: &str, netns: &Netns) -> Result<(), Error> {

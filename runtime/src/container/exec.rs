@@ -195,6 +195,7 @@ fn start(
             container_id: record.id.clone(),
             exec_id: exec_id.clone(),
             files: Vec::new(),
+            shows_processes: false,
             notify: None,
         })
         .map_err(Error::from)

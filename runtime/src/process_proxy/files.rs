@@ -1,5 +1,6 @@
 //! What is found by whoever joins the mount namespace of a container's process proxy: the container's files, as far as
-//! the host has them. `podman cp` joins it by the pid that it is told, and would change the host's files otherwise.
+//! the host has them, and its processes. `podman cp` joins it by the pid that it is told, and would change the host's
+//! files otherwise.
 //!
 //! A process's mount namespace is, to others, that of its first thread. So that one gets a namespace of its own and does
 //! nothing but wait; all other threads stay with the host's.
@@ -14,16 +15,20 @@ use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{fchdir, pivot_root};
 
 use super::ProxyError;
+use super::processes::Processes;
 use crate::sandbox::share::Share;
 use crate::sys::attach_mount_tree;
 
-/// Makes `shares`, whose first is the root, all files of the calling thread.
+/// Makes `shares`, whose first is the root, all files of the calling thread, and among them the processes if they are to be shown.
 ///
 /// # Errors
 /// See [`ProxyError`]; the thread may have another mount namespace then.
-pub(super) fn enter(shares: &[Share]) -> Result<(), ProxyError> {
+pub(super) fn enter(
+    shares: &[Share],
+    shows_processes: bool,
+) -> Result<Option<Processes>, ProxyError> {
     let [root, volumes @ ..] = shares else {
-        return Ok(());
+        return Ok(None);
     };
     let step = |operation| move |errno: Errno| ProxyError::host(operation)(errno.into());
     unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS)
@@ -48,10 +53,16 @@ pub(super) fn enter(shares: &[Share]) -> Result<(), ProxyError> {
         attach_mount_tree(volume.as_fd(), point.as_fd())
             .map_err(ProxyError::host("mount a volume"))?;
     }
+    let processes = if shows_processes {
+        Processes::mount(tree.as_fd())?
+    } else {
+        None
+    };
     // The old root goes below the new one and is let go of at once (pivot_root(2), "pivot_root(".", ".")").
     fchdir(&tree)
         .and_then(|()| pivot_root(".", "."))
         .and_then(|()| umount2(".", MntFlags::MNT_DETACH))
         .map_err(step("take the container's root"))?;
-    std::env::set_current_dir("/").map_err(ProxyError::host("enter its root"))
+    std::env::set_current_dir("/").map_err(ProxyError::host("enter its root"))?;
+    Ok(processes)
 }

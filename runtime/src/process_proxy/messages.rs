@@ -87,6 +87,8 @@ pub struct Attach {
     pub exec_id: String,
     /// The container's files, its root first, that the proxy shows; none if it stands for a process of exec.
     pub files: Vec<Share>,
+    /// Whether it shows the container's processes among them.
+    pub shows_processes: bool,
     /// The engine's socket that hears the container's notifications ([`crate::notify`]).
     pub notify: Option<OsString>,
 }

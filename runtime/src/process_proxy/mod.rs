@@ -8,14 +8,16 @@
 //! long as the process in the guest does, or its VM.
 //!
 //! In the proxy (serve.rs) the first thread shows the container's files to who looks at the proxy (files.rs), one waits
-//! for the end of the process, one for signals (signals.rs), one for each stream carries bytes (stdio.rs), and in the
-//! proxy of a container's own process one waits for the end of the sandbox's monitor, to make another
-//! ([`crate::monitor::guard`]); all of them block, so that an idle process costs nothing.
+//! for the end of the process, one for signals (signals.rs), and one for each stream carries bytes (stdio.rs). In the
+//! proxy of a container's own process one shows the guest's processes to who looks for them (processes.rs), and one waits
+//! for the end of the sandbox's monitor, to make another ([`crate::monitor::guard`]). All of them block, so that an idle
+//! process costs nothing.
 
 mod console;
 mod files;
 pub mod foreground;
 mod messages;
+mod processes;
 mod serve;
 mod signals;
 mod spawn;
@@ -78,6 +80,9 @@ pub enum ProxyError {
     /// The container's files cannot be shown.
     #[error("process proxy")]
     Files(#[from] ShareError),
+    /// The agent does not tell of the container's processes.
+    #[error("the container's processes")]
+    Processes(#[source] AgentError),
     /// The agent cannot be asked for the end of the process.
     #[error("the end of the process")]
     Agent(#[from] AgentError),

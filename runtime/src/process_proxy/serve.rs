@@ -15,6 +15,7 @@ use nix::sys::signalfd::SignalFd;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use super::messages::{Attach, FromProxy, Setup, Streams, ToProxy};
+use super::processes::Processes;
 use super::signals::{Forwarder, block_all};
 use super::stdio::{Output, Untaken, carry_input};
 use super::{ProxyError, console, files};
@@ -39,7 +40,7 @@ const NOTHING: u8 = 1;
 pub(crate) fn serve(control: OwnedFd) -> u8 {
     let prepared = prepare(&control);
     let answer = match prepared {
-        Ok(Some(waiting)) => return waiting.run(),
+        Ok(Some((waiting, processes))) => return waiting.run(processes),
         // The maker has ended, or given up.
         Ok(None) => return NOTHING,
         Err(error) => FromProxy::Failed {
@@ -51,7 +52,7 @@ pub(crate) fn serve(control: OwnedFd) -> u8 {
     NOTHING
 }
 
-fn prepare(control: &OwnedFd) -> Result<Option<Waiting>, ProxyError> {
+fn prepare(control: &OwnedFd) -> Result<Option<(Waiting, Option<Processes>)>, ProxyError> {
     let Some(ToProxy::Setup(setup)) = next(control)? else {
         return Ok(None);
     };
@@ -60,35 +61,38 @@ fn prepare(control: &OwnedFd) -> Result<Option<Waiting>, ProxyError> {
     let Some(ToProxy::Attach(attach)) = next(control)? else {
         return Ok(None);
     };
-    let files = attach.files.clone();
+    let (files, shows_processes) = (attach.files.clone(), attach.shows_processes);
     let waiting = Waiting::start(held.attach(attach)?)?;
-    files::enter(&files)?;
+    let processes = files::enter(&files, shows_processes)?;
     answer(control, &FromProxy::Attached)?;
     match next(control)? {
-        Some(ToProxy::Commit) => Ok(Some(waiting)),
+        Some(ToProxy::Commit) => Ok(Some((waiting, processes))),
         _ => Ok(None),
     }
 }
 
 /// A session that waits to be run, in a thread that keeps the host's files: those of the first one become the container's.
 struct Waiting {
-    go: mpsc::SyncSender<()>,
+    go: mpsc::SyncSender<Option<Processes>>,
     thread: thread::JoinHandle<u8>,
 }
 
 impl Waiting {
     fn start(session: Session) -> Result<Self, ProxyError> {
         let (go, told) = mpsc::sync_channel(0);
-        let work = move || told.recv().map_or(NOTHING, |()| session.run());
+        let work = move || {
+            told.recv()
+                .map_or(NOTHING, |processes| session.run(processes))
+        };
         let thread = thread::Builder::new().name("session".into()).spawn(work);
         let thread = thread.map_err(ProxyError::host("start its session"))?;
         Ok(Self { go, thread })
     }
 
     /// Runs it, and gives the exit code.
-    fn run(self) -> u8 {
+    fn run(self, processes: Option<Processes>) -> u8 {
         // It waits, and so it hears this.
-        let _ = self.go.send(());
+        let _ = self.go.send(processes);
         self.thread.join().unwrap_or(KILLED)
     }
 }
@@ -238,7 +242,23 @@ struct Session {
 }
 
 impl Session {
-    fn run(self) -> u8 {
+    /// Shows the container's processes from a thread of their own.
+    fn show(&self, processes: Processes) {
+        let socket = vsock_socket(&self.store.sandbox_directory(&self.attach.sandbox_id));
+        let id = self.attach.container_id.clone();
+        let describe = move || AgentClient::connect(&socket)?.describe_processes(&id);
+        let started = thread::Builder::new()
+            .name("processes".into())
+            .spawn(move || processes.serve(describe));
+        if let Err(error) = started {
+            tracing::error!(%error, "process proxy: nobody is shown the processes");
+        }
+    }
+
+    fn run(self, processes: Option<Processes>) -> u8 {
+        if let Some(processes) = processes {
+            self.show(processes);
+        }
         let Self {
             attach,
             store,

@@ -159,6 +159,7 @@ fn messages_are_read_back_as_they_were_sent() {
         container_id: "c".parse().unwrap(),
         exec_id: String::new(),
         files: vec![Share::rootfs(&"c".parse().unwrap(), Path::new("/rootfs"))],
+        shows_processes: true,
         notify: Some("/run/s".into()),
     });
     for message in [setup, attach, ToProxy::Commit] {
