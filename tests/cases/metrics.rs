@@ -44,12 +44,31 @@ impl Metrics {
         Self(samples)
     }
 
+    /// Asks until whoever knows something has answered in time.
+    #[track_caller]
+    fn complete(ask: impl Fn() -> Finished) -> Self {
+        let mut metrics = Self(BTreeMap::new());
+        let complete = eventually(|| {
+            metrics = Self::parse(&ask().expect(0).text());
+            let mut sources = metrics
+                .0
+                .iter()
+                .filter(|(name, _)| name.starts_with("hull_scrape_success"));
+            sources.all(|(_, answered)| *answered == 1.0)
+        });
+        assert!(complete, "{:#?}", metrics.0);
+        metrics
+    }
+
     #[track_caller]
     fn of(&self, sample: &str) -> f64 {
         let found = self.0.get(sample).copied();
         found.unwrap_or_else(|| panic!("{sample} is not in {:#?}", self.0))
     }
 }
+
+/// Those that `hull_scrape_success` tells of.
+const SOURCES: [&str; 3] = ["vmm", "nics", "agent"];
 
 fn socket(hull: &Hull, sandbox: &str) -> PathBuf {
     hull.root().join("metrics").join(format!("{sandbox}.sock"))
@@ -76,13 +95,13 @@ fn a_sandbox_tells_what_it_costs_and_hull_tells_it_of_all() {
     let other = Bundle::new(&["sleep", "100000"]);
     let _ = hull.create(&other, "other");
 
-    let before = Metrics::parse(&hull.hull(&["metrics"]).expect(0).text());
+    let before = Metrics::complete(|| hull.hull(&["metrics"]));
     for sandbox in ["wired", "other"] {
         let of = |name: &str, labels: &str| {
             before.of(&format!("{name}{{sandbox=\"{sandbox}\"{labels}}}"))
         };
         assert_eq!(of("hull_sandbox_running", ""), 1.0);
-        for source in ["vmm", "nics", "agent"] {
+        for source in SOURCES {
             assert_eq!(
                 of("hull_scrape_success", &format!(",source=\"{source}\"")),
                 1.0
@@ -114,7 +133,7 @@ fn a_sandbox_tells_what_it_costs_and_hull_tells_it_of_all() {
     // A client that says nothing keeps nobody waiting.
     let silent = UnixStream::connect(socket(&hull, "wired")).unwrap();
     let _ = peer.exec("ping -c 5 -i 0.2 -s 500 10.77.0.2").expect(0);
-    let after = Metrics::parse(&get(&socket(&hull, "wired"), "/metrics").expect(0).text());
+    let after = Metrics::complete(|| get(&socket(&hull, "wired"), "/metrics"));
     drop(silent);
     for direction in ["receive", "transmit"] {
         for (unit, least) in [("packets", 5.0), ("bytes", 2500.0), ("dropped", 0.0)] {
