@@ -2,9 +2,9 @@
 
 use std::fs;
 
-use hull_tests::LeakCheck;
 use hull_tests::command::eventually;
 use hull_tests::containerd::Containerd;
+use hull_tests::{LeakCheck, run_ok};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -102,6 +102,11 @@ fn security_contexts_seccomp_profiles_and_sysctls_hold_and_pods_have_stats() {
                 .is_some_and(|containers| !containers.is_empty())
     });
     assert!(told, "{stats}");
+    let runs = format!("hull_sandbox_running{{sandbox=\"{}\"}} 1\n", pod.id);
+    assert!(run_ok("hull", &["--root", ROOT, "metrics"]).contains(&runs));
+    let socket = format!("{ROOT}/metrics/{}.sock", pod.id);
+    let ask = ["-sSf", "--unix-socket", &socket, "http://localhost/metrics"];
+    assert!(run_ok("curl", &ask).contains(&runs));
 
     pod.remove();
     drop(pod);
