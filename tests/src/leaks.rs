@@ -12,6 +12,9 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 /// Where containerd's shims have their sockets.
 const SHIM_SOCKETS: &str = "/run/containerd/s";
 
+/// Podman before 5 leaves its store mounted on itself.
+const STORE: &str = "/var/lib/containers/storage/overlay";
+
 /// What could be left behind: processes of hull, links of this network namespace, mounts (and so named network
 /// namespaces), Unix sockets, and if asked for cgroups.
 #[derive(Debug)]
@@ -106,8 +109,10 @@ fn present() -> BTreeSet<String> {
         .expect("mountinfo")
         .lines()
     {
-        let fields: Vec<&str> = line.split(' ').collect();
-        found.insert(format!("mount {}", fields.get(4).unwrap_or(&line)));
+        let place = line.split(' ').nth(4).unwrap_or(line);
+        if place != STORE {
+            found.insert(format!("mount {place}"));
+        }
     }
     for line in fs::read_to_string("/proc/net/unix").expect("unix").lines() {
         if let Some(path) = line.split_whitespace().nth(7)
