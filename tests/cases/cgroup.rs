@@ -36,6 +36,8 @@ fn programs(cgroup: &Path) -> Vec<String> {
 fn the_vm_and_its_proxies_are_in_the_containers_cgroup_with_its_limits() {
     let leaks = LeakCheck::new();
     let hull = Hull::new();
+    let directory = tempfile::tempdir().unwrap();
+    let seen = directory.path().join("cpu.max");
     let bundle = Bundle::new(&["sleep", "1000"]).with(|config| {
         config["linux"]["cgroupsPath"] = json!("/hull-cases/one");
         config["linux"]["resources"] = json!({
@@ -43,11 +45,19 @@ fn the_vm_and_its_proxies_are_in_the_containers_cgroup_with_its_limits() {
             "cpu": { "quota": 50_000, "period": 100_000, "shares": 512 },
         });
         config["annotations"] = json!({ "dev.hull.memory_mib": "256" });
+        let look = format!(
+            "cat /sys/fs/cgroup/hull-cases/one/cpu.max > {}",
+            seen.display()
+        );
+        config["hooks"] =
+            json!({ "createRuntime": [{ "path": "/bin/sh", "args": ["sh", "-c", look] }] });
     });
     let _pid_file = hull.create(&bundle, "c");
     hull.hull(&["start", "c"]).expect(0);
     let cgroup = cgroup("hull-cases/one");
     assert!(programs(&cgroup).starts_with(&["hull-monitor".into(), "hull-proxy".into()]));
+    // Its VM boots at full speed.
+    assert_eq!(read(&seen), "max 100000");
     assert_eq!(read(&cgroup.join("cpu.max")), "50000 100000");
     // The whole guest has room, and the container its limit in it.
     let limit: u64 = read(&cgroup.join("memory.max")).parse().unwrap();

@@ -125,6 +125,7 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
         netns_path,
         sandbox,
     } = placement;
+    let mut bounds = None;
     let mut sandbox = match sandbox {
         Some(mut sandbox) => {
             sandbox.check_model(annotated_model(&annotations)?)?;
@@ -145,9 +146,8 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
                 wanted,
             )?;
             sandbox.sandbox()?.enter(&cgroup)?;
-            if let Some(limits) = resources.filter(|_| !is_pod_sandbox(&annotations)) {
-                cgroup.limit(limits, size.memory_mib)?;
-            }
+            let limits = resources.filter(|_| !is_pod_sandbox(&annotations));
+            bounds = limits.map(|limits| (limits, size.memory_mib));
             sandbox
         }
     };
@@ -171,6 +171,10 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
         &mut stopwatch,
     );
     record.guest_pid = Some(made.map_err(|error| sandbox.explain(error))?);
+    // With a small quota its VM would take minutes to boot.
+    if let Some((limits, memory_mib)) = bounds {
+        cgroup.limit(limits, memory_mib)?;
+    }
     let attached = proxy.attach(&Attach {
         root: store.root().into(),
         sandbox_id: record.sandbox_id.clone(),
