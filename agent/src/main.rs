@@ -16,9 +16,13 @@ use ttrpc::r#async::transport::Listener;
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().as_deref() == Some(OsStr::new(helper::ARGUMENT)) {
-        let socket = arguments.next().context("a helper needs its socket")?;
-        let socket = socket.to_str().context("the socket is a number")?.parse()?;
-        return helper::main(socket);
+        let numbers = arguments.map(|argument| {
+            let text = argument.to_str().context("a descriptor is a number")?;
+            text.parse().context("a descriptor is a number")
+        });
+        let numbers: Vec<_> = numbers.collect::<anyhow::Result<_>>()?;
+        let (socket, files) = numbers.split_first().context("a helper needs its socket")?;
+        return helper::main(*socket, files);
     }
     if std::process::id() != 1 {
         bail!("hull-agent is the first process of a hull guest");

@@ -24,8 +24,31 @@ pub(crate) fn inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the descriptor is open, came with exec(2), and nothing else in this process has taken it: the one
-    // caller does so once, at the start of the helper's main function.
+    // caller does so once for each, at the start of the helper's main function.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// A copy of `fd` with the number `first` or a later one, which programs that are executed do not get.
+#[allow(unsafe_code)]
+pub(crate) fn duplicate_from(fd: &OwnedFd, first: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes integers.
+    let number = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, first) };
+    if number < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made the descriptor for this call.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Puts `fd` in the place `number`, where nothing is open and where programs that are executed find it. It is nobody's to
+/// close then.
+#[allow(unsafe_code)]
+pub(crate) fn place(fd: OwnedFd, number: RawFd) -> io::Result<()> {
+    // SAFETY: dup2 takes integers; nothing of this process is open at the new one.
+    if unsafe { libc::dup2(fd.as_raw_fd(), number) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// Reads once from a stream socket, and takes a descriptor that came with the bytes (SCM_RIGHTS).

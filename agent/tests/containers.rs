@@ -9,10 +9,12 @@ mod host;
 use std::fs;
 use std::time::Duration;
 
-use host::{TestResult, on_a_guest, process, runs};
+use host::{TestResult, on_a_guest, process, read_to_end, runs};
 use hull_agent::container::helper::{Failure, HelperError};
 use hull_agent::container::{CreateOptions, Error, ProcessInfo};
+use hull_agent::stdio::InheritedFile;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 #[test]
 fn output_and_exit_status_come_through() -> TestResult {
@@ -121,13 +123,60 @@ fn device_rules_hold_for_nodes_that_a_container_makes() -> TestResult {
 }
 
 #[test]
+fn a_process_has_open_files_beside_its_stdio() -> TestResult {
+    on_a_guest(async |guest| {
+        guest.started("c", &["sleep", "1000"]).await?;
+        let files = [
+            InheritedFile::Input,
+            InheritedFile::Output,
+            InheritedFile::Socket,
+            InheritedFile::UnixListener,
+            InheritedFile::tcp_listener(false, 0),
+            InheritedFile::Null,
+        ];
+        let script = "read word <&3; echo got $word >&4; read word <&5; echo and $word >&5; cat <&8; ls /proc/self/fd; \
+                      exec 3<&- 4>&- 5>&-; read done";
+        let json = process(&["sh", "-c", script]).to_string();
+        let exec = guest
+            .containers
+            .exec("c", "e", json.as_bytes(), true, &files)
+            .await?;
+        let mut input = guest.open("file-3", "c", "e").await?;
+        input.write_all(b"in\n").await?;
+        let mut output = guest.open("file-4", "c", "e").await?;
+        let mut line = [0; 7];
+        output.read_exact(&mut line).await?;
+        assert_eq!(&line, b"got in\n");
+        let mut socket = guest.open("file-5", "c", "e").await?;
+        socket.write_all(b"both\n").await?;
+        assert_eq!(read_to_end(&mut socket).await?, b"and both\n");
+        assert_eq!(read_to_end(&mut output).await?, b"");
+        // Each is another connection, which the process has not accepted.
+        for kind in ["file-6", "file-6", "file-7", "file-7"] {
+            guest.open(kind, "c", "e").await?;
+        }
+        for kind in ["file-3", "file-4", "file-5", "file-8", "file-9"] {
+            assert!(guest.open(kind, "c", "e").await.is_err(), "{kind}");
+        }
+        let mut stdout = guest.open("stdout", "c", "e").await?;
+        drop(guest.open("stdin", "c", "e").await?);
+        assert_eq!(exec.wait().await.status, 1);
+        let listed = String::from_utf8(read_to_end(&mut stdout).await?)?;
+        // And the directory itself.
+        assert_eq!(listed, "0\n1\n2\n3\n4\n5\n6\n7\n8\n9\n");
+        guest.containers.remove("c").await?;
+        Ok(())
+    })
+}
+
+#[test]
 fn a_real_time_signal_reaches_and_ends_a_process() -> TestResult {
     on_a_guest(async |guest| {
         guest.started("c", &["sleep", "1000"]).await?;
         let json = process(&["sleep", "1000"]).to_string();
         let exec = guest
             .containers
-            .exec("c", "e", json.as_bytes(), false)
+            .exec("c", "e", json.as_bytes(), false, &[])
             .await?;
         let signal = libc::SIGRTMIN() + 3;
         guest
@@ -488,7 +537,7 @@ fn a_terminal_carries_both_ways_and_has_a_size() -> TestResult {
         exec["env"] = json!(["PATH=/bin", "TERM=vt100"]);
         let process = guest
             .containers
-            .exec("d", "e", exec.to_string().as_bytes(), true)
+            .exec("d", "e", exec.to_string().as_bytes(), true, &[])
             .await?;
         let mut terminal = guest.open("terminal", "d", "e").await?;
         assert_eq!(

@@ -106,6 +106,8 @@ impl Container {
             root_disk,
             console: streams.console(),
             stdio: Some(streams.standard()),
+            files: Vec::new(),
+            listening: 0,
             pid_file: None,
             notifies: false,
         };
@@ -149,6 +151,7 @@ impl Container {
             process: ExecProcess::Given(spec),
             console: streams.console(),
             stdio: Some(streams.standard()),
+            files: Vec::new(),
             pid_file: None,
             ignore_paused: false,
         };

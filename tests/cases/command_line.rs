@@ -320,24 +320,14 @@ fn a_service_tells_its_manager_that_its_container_is_ready() {
 }
 
 #[test]
-fn sockets_that_a_service_manager_has_opened_are_refused_by_hull_and_those_of_others_are_not_looked_at()
- {
-    let bundle = Bundle::new(&["true"]);
+fn sockets_that_a_service_manager_has_opened_for_others_are_not_looked_at() {
+    let bundle = Bundle::new(&["sh", "-c", "echo $LISTEN_FDS"]);
     with_each(|runtime| {
         let mut of_other = runtime.command(&["run", "--bundle", bundle.arg(), "c"]);
         of_other.env("LISTEN_FDS", "1").env("LISTEN_PID", "1");
-        let _ = finish(&mut of_other, Vec::new()).expect(0);
+        let finished = finish(&mut of_other, Vec::new()).expect(0);
+        assert_eq!(finished.text(), "\n");
     });
-    let hull = Hull::new();
-    let mut own = Command::new("sh");
-    own.args([
-        "-c",
-        "LISTEN_FDS=1 LISTEN_PID=$$ exec hull --root \"$1\" run --bundle \"$2\" c",
-        "sh",
-    ])
-    .arg(hull.root())
-    .arg(bundle.path());
-    finish(&mut own, Vec::new()).expect_error(&["LISTEN_FDS=1", "cannot be handed into a VM"]);
 }
 
 #[test]

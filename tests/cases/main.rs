@@ -14,6 +14,7 @@ mod docker_options;
 mod exec;
 mod faults;
 mod hooks;
+mod inherited;
 mod lifecycle;
 mod load;
 mod metrics;

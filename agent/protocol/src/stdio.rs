@@ -11,6 +11,9 @@
 //!   ([`crate::notify`]). The agent's half-close is the end of the process.
 //! - `out-of-memory`: guest to host, of a container's first process only: a byte each time that the kernel's OOM killer
 //!   has ended processes of the container. The agent's half-close is the end of the process, which is told after it.
+//! - `file-3` and so on: an open file that the process has as this descriptor. A pipe is as `stdin` or `stdout` is; a
+//!   connected socket goes both ways, and either half-close is carried. Of a socket that listens each such stream is one
+//!   connection that it gets: so this one is opened as often as the host's socket accepts one.
 //! - `lease`: no bytes. Whoever holds it stands for the process: if it is closed before the process has ended, the agent
 //!   kills the process.
 //!
@@ -35,8 +38,31 @@ pub enum StreamKind {
     Notify,
     /// Guest to host: a byte for each event.
     OutOfMemory,
+    /// As the file is: this descriptor of the process, 3 or more.
+    File(u32),
     /// Neither way.
     Lease,
+}
+
+/// The first descriptor after the stdio.
+pub const FIRST_FILE: u32 = 3;
+
+/// What [`StreamKind::File`] is written with.
+const FILE: &str = "file-";
+
+impl fmt::Display for StreamKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stdin => "stdin",
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+            Self::Terminal => "terminal",
+            Self::Notify => "notify",
+            Self::OutOfMemory => "out-of-memory",
+            Self::Lease => "lease",
+            Self::File(number) => return write!(f, "{FILE}{number}"),
+        })
+    }
 }
 
 /// The line that opens a stream.
@@ -67,21 +93,12 @@ pub const MAX_LINE: usize = 4096;
 
 impl fmt::Display for StreamRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match self.kind {
-            StreamKind::Stdin => "stdin",
-            StreamKind::Stdout => "stdout",
-            StreamKind::Stderr => "stderr",
-            StreamKind::Terminal => "terminal",
-            StreamKind::Notify => "notify",
-            StreamKind::OutOfMemory => "out-of-memory",
-            StreamKind::Lease => "lease",
-        };
         let exec_id = if self.exec_id.is_empty() {
             "-"
         } else {
             &self.exec_id
         };
-        write!(f, "{kind} {} {exec_id}", self.container_id)
+        write!(f, "{} {} {exec_id}", self.kind, self.container_id)
     }
 }
 
@@ -103,7 +120,13 @@ impl FromStr for StreamRequest {
             "notify" => StreamKind::Notify,
             "out-of-memory" => StreamKind::OutOfMemory,
             "lease" => StreamKind::Lease,
-            _ => return Err(BadStreamRequest),
+            kind => {
+                let number = kind
+                    .strip_prefix(FILE)
+                    .and_then(|digits| digits.parse().ok());
+                let number = number.filter(|number| *number >= FIRST_FILE);
+                StreamKind::File(number.ok_or(BadStreamRequest)?)
+            }
         };
         if container_id.is_empty() || exec_id.is_empty() {
             return Err(BadStreamRequest);
@@ -130,6 +153,7 @@ mod tests {
             (StreamKind::Notify, ""),
             (StreamKind::OutOfMemory, ""),
             (StreamKind::Lease, "e1"),
+            (StreamKind::File(3), "e1"),
         ] {
             let request = StreamRequest {
                 kind,
@@ -148,6 +172,8 @@ mod tests {
             "stdin c",
             "stdin c - x",
             "stdfoo c -",
+            "file-2 c -",
+            "file- c -",
             "stdin  -",
         ] {
             assert_eq!(

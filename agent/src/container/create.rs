@@ -18,7 +18,7 @@ use super::{
     copy_up, devices, lock,
 };
 use crate::process::Process;
-use crate::stdio::ProcessIo;
+use crate::stdio::{InheritedFile, ProcessIo, make_files};
 
 /// What a container has beside its specification.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +29,8 @@ pub struct CreateOptions {
     pub notify_socket: Option<String>,
     /// The shared memory that its specification binds.
     pub shared_memory: Vec<SharedMemory>,
+    /// Open files that its process has beside its stdio.
+    pub files: Vec<InheritedFile>,
 }
 
 impl Containers {
@@ -110,7 +112,10 @@ impl Containers {
             terminal: guest_spec.terminal,
             payload: guest_spec.payload,
         };
-        let process = Arc::new(self.run_helper(&request, options.stdin).await?);
+        let process = Arc::new(
+            self.run_helper(&request, options.stdin, &options.files)
+                .await?,
+        );
         let first = ProcessEntry {
             process: Some(Arc::clone(&process)),
             added: Instant::now(),
@@ -129,11 +134,12 @@ impl Containers {
         Ok((Arc::new(container), process))
     }
 
-    /// Has a helper make a process with its stdio.
+    /// Has a helper make a process with its stdio and further open files.
     pub(super) async fn run_helper(
         &self,
         request: &Request,
         stdin: bool,
+        files: &[InheritedFile],
     ) -> Result<Process, Error> {
         let (pipes, stdio) = if request.terminal {
             (None, [Stdio::null(), Stdio::null(), Stdio::null()])
@@ -141,7 +147,8 @@ impl Containers {
             let (io, stdio) = ProcessIo::pipes(stdin).map_err(Error::Stdio)?;
             (Some(io), stdio)
         };
-        let made = helper::run(&self.paths.program, &self.reaper, request, stdio).await?;
+        let (ends, files) = make_files(files).map_err(Error::Stdio)?;
+        let made = helper::run(&self.paths.program, &self.reaper, request, stdio, files).await?;
         let io = match (pipes, made.terminal) {
             (Some(pipes), _) => pipes,
             (None, Some(master)) => {
@@ -156,7 +163,7 @@ impl Containers {
             }
             (None, None) => return Err(helper::HelperError::NoTerminal.into()),
         };
-        Ok(Process::new(made.watched, io))
+        Ok(Process::new(made.watched, io.with_files(ends)))
     }
 }
 

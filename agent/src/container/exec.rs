@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 use super::helper::Request;
 use super::{Container, Containers, Error, ProcessEntry, REMEMBERED, check_id, lock, spec};
 use crate::process::Process;
+use crate::stdio::InheritedFile;
 
 /// How long the streams of a process that has ended wait for their connections.
 const STREAMS_KEPT: Duration = Duration::from_secs(60);
 
 impl Containers {
-    /// Runs the process of a JSON process object in a container. `stdin`: it reads a stream.
+    /// Runs the process of a JSON process object in a container. `stdin`: it reads a stream. `files`: open files that it has
+    /// beside its stdio.
     ///
     /// # Errors
     /// See [`Error`].
@@ -21,6 +23,7 @@ impl Containers {
         exec_id: &str,
         process: &[u8],
         stdin: bool,
+        files: &[InheritedFile],
     ) -> Result<Arc<Process>, Error> {
         check_id(exec_id)?;
         // Callers tell a program that is not there by "not found".
@@ -42,7 +45,7 @@ impl Containers {
         let made = {
             let _one_at_a_time = container.adding.lock().await;
             match container.check_running() {
-                Ok(()) => self.run_helper(&request, stdin).await,
+                Ok(()) => self.run_helper(&request, stdin, files).await,
                 Err(error) => Err(error),
             }
         };

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use hull_agent_protocol::agent::inherited_file::Kind;
 use hull_agent_protocol::agent::{
     self, ContainerRequest, CreateContainerRequest, DescribeProcessesResponse, Empty,
     ExecProcessRequest, HealthRequest, HealthResponse, ListProcessesResponse, MountStorageRequest,
@@ -25,6 +26,7 @@ use ttrpc::r#async::{Server, TtrpcContext};
 use crate::container::{Containers, CreateOptions, SharedMemory};
 use crate::mounts::{self, Storage};
 use crate::network::{self, Network};
+use crate::stdio::InheritedFile;
 use crate::{machine, process::Process};
 use status::{internal, invalid, status};
 
@@ -79,6 +81,27 @@ fn shared_memory(memory: hull_agent_protocol::agent::SharedMemory) -> SharedMemo
         name: memory.name,
         size: memory.size,
     }
+}
+
+fn inherited_files(
+    files: &[hull_agent_protocol::agent::InheritedFile],
+) -> ttrpc::Result<Vec<InheritedFile>> {
+    let files = files.iter().map(|file| {
+        let port = || u16::try_from(file.port).map_err(invalid);
+        Ok(match file.kind.enum_value_or_default() {
+            Kind::INPUT => InheritedFile::Input,
+            Kind::OUTPUT => InheritedFile::Output,
+            Kind::SOCKET => InheritedFile::Socket,
+            Kind::UNIX_LISTENER => InheritedFile::UnixListener,
+            Kind::TCP4_LISTENER => InheritedFile::tcp_listener(false, port()?),
+            Kind::TCP6_LISTENER => InheritedFile::tcp_listener(true, port()?),
+            Kind::NULL => InheritedFile::Null,
+            Kind::UNKNOWN => {
+                return Err(invalid(std::io::Error::other("an open file has no kind")));
+            }
+        })
+    });
+    files.collect()
 }
 
 fn pid(process: &Process) -> ttrpc::Result<ProcessResponse> {
@@ -178,6 +201,7 @@ impl Agent for Service {
                 .into_iter()
                 .map(shared_memory)
                 .collect(),
+            files: inherited_files(&request.files)?,
         };
         let process = to_the_end(async move {
             containers
@@ -205,6 +229,7 @@ impl Agent for Service {
         request: ExecProcessRequest,
     ) -> ttrpc::Result<ProcessResponse> {
         let containers = Arc::clone(&self.containers);
+        let files = inherited_files(&request.files)?;
         let process = to_the_end(async move {
             let ExecProcessRequest {
                 container_id,
@@ -214,7 +239,7 @@ impl Agent for Service {
                 ..
             } = request;
             containers
-                .exec(&container_id, &exec_id, &process, stdin)
+                .exec(&container_id, &exec_id, &process, stdin, &files)
                 .await
         });
         let process = process.await?;

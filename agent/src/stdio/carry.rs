@@ -119,6 +119,18 @@ fn nothing_to_read(from: &AsyncFd<OwnedFd>) -> bool {
     matches!(poll(&mut fds, PollTimeout::ZERO), Ok(0))
 }
 
+/// Both ways between a socket of the process and the host: the end of either direction is carried, and both must end.
+pub(super) async fn both(
+    socket: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    from: impl AsyncRead + Unpin,
+    to: impl AsyncWrite + Unpin,
+) {
+    let mut connection = tokio::io::join(from, to);
+    if let Err(error) = tokio::io::copy_bidirectional(socket, &mut connection).await {
+        tracing::debug!(%error, "a connection broke");
+    }
+}
+
 /// Both ways, as [`output`] and until its end. The host's end of input ends nothing: a terminal's input has no end.
 pub(super) async fn terminal(
     from: &mut (impl AsyncRead + Unpin),

@@ -5,6 +5,7 @@
 //! bytes, and this module keeps the agent's ends until a connection takes them.
 
 mod carry;
+mod inherited;
 pub mod server;
 
 use std::io;
@@ -12,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use hull_agent_protocol::stdio::StreamKind;
+use hull_agent_protocol::stdio::{FIRST_FILE, StreamKind};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::pipe2;
 use tokio::io::unix::AsyncFd;
@@ -21,15 +22,17 @@ use tokio::sync::watch;
 
 use crate::container::{Container, NotifySocket};
 use crate::sys;
+use inherited::{FileEnd, ListenerAddress};
+pub use inherited::{FileEnds, InheritedFile, make_all as make_files};
 
 /// Why a stream cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
     /// The process has no such stream: no stdin was asked for, or it has pipes and not a terminal, or the reverse.
-    #[error("the process has no stream {0:?}")]
+    #[error("the process has no stream {0}")]
     None(StreamKind),
     /// Streams are opened once.
-    #[error("the stream {0:?} was opened before, or is closed")]
+    #[error("the stream {0} was opened before, or is closed")]
     Taken(StreamKind),
 }
 
@@ -90,6 +93,8 @@ pub struct ProcessIo {
     terminal: Option<Master>,
     /// Set when the process's stdin shall end.
     stdin_closed: watch::Sender<bool>,
+    /// Never set: those of other files end by themselves.
+    files_closed: watch::Sender<bool>,
 }
 
 #[derive(Default)]
@@ -98,6 +103,8 @@ struct Slots {
     stdout: Slot<AsyncFd<OwnedFd>>,
     stderr: Slot<AsyncFd<OwnedFd>>,
     terminal: Slot<Master>,
+    /// From the descriptor 3 on.
+    files: Vec<FileEnd>,
 }
 
 /// A stream that a connection carries.
@@ -112,6 +119,10 @@ pub(crate) enum Endpoint {
     Notify(Arc<NotifySocket>),
     /// Guest to host.
     OutOfMemory(Arc<Container>),
+    /// Both ways, to either's end of its own.
+    Socket(tokio::net::UnixStream),
+    /// The same with a connection that is still to be made.
+    Listener(ListenerAddress),
     /// Neither way.
     Lease,
 }
@@ -122,6 +133,7 @@ impl ProcessIo {
             slots: Mutex::new(slots),
             terminal,
             stdin_closed: watch::Sender::new(false),
+            files_closed: watch::Sender::new(false),
         }
     }
 
@@ -159,6 +171,13 @@ impl ProcessIo {
         Ok(Self::new(slots, Some(master)))
     }
 
+    /// The same with open files beside the stdio.
+    #[must_use]
+    pub fn with_files(self, files: FileEnds) -> Self {
+        self.slots().files = files.0;
+        self
+    }
+
     fn slots(&self) -> MutexGuard<'_, Slots> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -173,6 +192,19 @@ impl ProcessIo {
             StreamKind::Stdout => Endpoint::Output(slots.stdout.take(kind)?),
             StreamKind::Stderr => Endpoint::Output(slots.stderr.take(kind)?),
             StreamKind::Terminal => Endpoint::Terminal(slots.terminal.take(kind)?),
+            StreamKind::File(number) => {
+                let index = usize::try_from(number.saturating_sub(FIRST_FILE));
+                let end = index.ok().and_then(|index| slots.files.get_mut(index));
+                match end {
+                    Some(FileEnd::Input(slot)) => {
+                        Endpoint::Input(slot.take(kind)?, self.files_closed.subscribe())
+                    }
+                    Some(FileEnd::Output(slot)) => Endpoint::Output(slot.take(kind)?),
+                    Some(FileEnd::Socket(slot)) => Endpoint::Socket(slot.take(kind)?),
+                    Some(FileEnd::Listener(address)) => Endpoint::Listener(address.clone()),
+                    Some(FileEnd::Nothing) | None => return Err(StreamError::None(kind)),
+                }
+            }
             StreamKind::Lease => Endpoint::Lease,
             // It is the container's.
             StreamKind::Notify | StreamKind::OutOfMemory => return Err(StreamError::None(kind)),
@@ -192,6 +224,7 @@ impl ProcessIo {
         slots.stdout.close();
         slots.stderr.close();
         slots.terminal.close();
+        slots.files.clear();
     }
 
     /// Sets the size of the process's terminal.

@@ -83,6 +83,12 @@ where
             carry::terminal(&mut from, to, &master, &process).await;
             linger(from).await;
         }
+        Endpoint::Socket(mut socket) => carry::both(&mut socket, from, to).await,
+        Endpoint::Listener(address) => match address.connect().await {
+            Ok(mut connection) => carry::both(&mut connection, from, to).await,
+            // The host's connection ends as well.
+            Err(error) => tracing::debug!(%error, "connecting to a process that listens failed"),
+        },
         Endpoint::Notify(socket) => socket.carry(from, to, &process).await,
         Endpoint::OutOfMemory(container) => {
             container.out_of_memory.carry(from, to, &process).await;

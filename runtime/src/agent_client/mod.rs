@@ -22,6 +22,7 @@ use hull_agent_protocol::agent::{
 use hull_agent_protocol::ports;
 
 use crate::container::ContainerId;
+use crate::process_proxy::FileKind;
 use crate::rootfs::GuestContainer;
 use transport::Transport;
 use vsock::VsockError;
@@ -250,6 +251,7 @@ impl AgentClient {
             shared.size = memory.size;
             request.shared_memory.push(shared);
         }
+        request.files = to_agent(&container.files);
         let answer: ProcessResponse = self.call("CreateContainer", &request)?;
         Ok(answer.pid)
     }
@@ -271,12 +273,14 @@ impl AgentClient {
         id: &ContainerId,
         exec_id: &str,
         process: Vec<u8>,
+        files: &[FileKind],
     ) -> Result<u32, AgentError> {
         let mut request = ExecProcessRequest::new();
         request.container_id = id.to_string();
         request.exec_id = exec_id.into();
         request.process = process;
         request.stdin = true;
+        request.files = to_agent(files);
         let answer: ProcessResponse = self.call("ExecProcess", &request)?;
         Ok(answer.pid)
     }
@@ -466,6 +470,10 @@ impl AgentClient {
         self.transport.send(call, request, Some(limit))?;
         self.transport.receive(call, Some(limit))
     }
+}
+
+fn to_agent(files: &[FileKind]) -> Vec<hull_agent_protocol::agent::InheritedFile> {
+    files.iter().map(|file| file.to_agent()).collect()
 }
 
 fn container_request(id: &ContainerId) -> ContainerRequest {

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use hull_runtime::Runtime;
 use hull_runtime::container::{CreateOptions, create};
 
-use super::{console, container_id, refuse_listen_fds, refuse_preserve_fds, service_manager};
+use super::inherited::Inherited;
+use super::{console, container_id, service_manager};
 
 /// Make a container, up to the point at which its program is about to run
 #[derive(clap::Args)]
@@ -25,7 +26,7 @@ pub(super) struct Arguments {
     /// Taken for callers of runc: session keyrings are the guest's own
     #[arg(long)]
     pub(super) no_new_keyring: bool,
-    /// Only 0 is taken: open files of the host cannot be handed into a VM
+    /// Hand on so many open files, from number 3 on: pipes, stream sockets, and files that are only read or written
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) preserve_fds: u32,
     /// The container's id
@@ -33,22 +34,30 @@ pub(super) struct Arguments {
 }
 
 impl Arguments {
-    pub(super) fn options(self, detach: bool) -> anyhow::Result<CreateOptions> {
-        refuse_preserve_fds(self.preserve_fds)?;
-        refuse_listen_fds()?;
+    pub(super) fn options(
+        self,
+        detach: bool,
+        inherited: Inherited,
+    ) -> anyhow::Result<CreateOptions> {
         Ok(CreateOptions {
             root_disk: None,
             id: container_id(&self.id)?,
             bundle: self.bundle,
             console: console(detach, self.console_socket)?,
             stdio: None,
+            files: inherited.files,
+            listening: inherited.listening,
             pid_file: self.pid_file,
             notifies: service_manager().is_some(),
         })
     }
 }
 
-pub(super) fn run(runtime: &Runtime, arguments: Arguments) -> anyhow::Result<u8> {
-    create(runtime, &arguments.options(true)?)?;
+pub(super) fn run(
+    runtime: &Runtime,
+    arguments: Arguments,
+    inherited: Inherited,
+) -> anyhow::Result<u8> {
+    create(runtime, &arguments.options(true, inherited)?)?;
     Ok(0)
 }

@@ -6,7 +6,8 @@ use anyhow::{Context, bail};
 use hull_runtime::Runtime;
 use hull_runtime::container::{ExecOptions, ExecProcess, exec, parse_capability};
 
-use super::{console, container_id, refuse, refuse_preserve_fds};
+use super::inherited::Inherited;
+use super::{console, container_id, refuse};
 
 /// Run one more program in a container
 #[derive(clap::Args)]
@@ -50,9 +51,9 @@ pub(super) struct Arguments {
     /// Add a capability
     #[arg(short, long, value_name = "CAP")]
     cap: Vec<String>,
-    /// Only 0 is taken: open files of the host cannot be handed into a VM
+    /// Hand on so many open files, from number 3 on: pipes, stream sockets, and files that are only read or written
     #[arg(long, value_name = "N", default_value_t = 0)]
-    preserve_fds: u32,
+    pub(super) preserve_fds: u32,
     /// Refused: the process is in the container's own cgroup
     #[arg(long, value_name = "PATH")]
     cgroup: Option<String>,
@@ -66,8 +67,11 @@ pub(super) struct Arguments {
     args: Vec<String>,
 }
 
-pub(super) fn run(runtime: &Runtime, arguments: Arguments) -> anyhow::Result<u8> {
-    refuse_preserve_fds(arguments.preserve_fds)?;
+pub(super) fn run(
+    runtime: &Runtime,
+    arguments: Arguments,
+    inherited: Inherited,
+) -> anyhow::Result<u8> {
     refuse(&[
         (
             "--process-label",
@@ -89,6 +93,7 @@ pub(super) fn run(runtime: &Runtime, arguments: Arguments) -> anyhow::Result<u8>
         id: container_id(&arguments.id)?,
         console: console(arguments.detach, arguments.console_socket.clone())?,
         stdio: None,
+        files: inherited.files,
         pid_file: arguments.pid_file.clone(),
         ignore_paused: arguments.ignore_paused,
         process: process(arguments)?,

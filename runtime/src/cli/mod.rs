@@ -7,6 +7,7 @@ mod delete;
 mod events;
 mod exec;
 mod features;
+mod inherited;
 mod kill;
 mod list;
 mod metrics;
@@ -34,6 +35,7 @@ use hull_runtime::logging::LogSettings;
 use hull_runtime::notify;
 use hull_runtime::store::Store;
 use hull_runtime::{Runtime, close_on_exec_from, own_program};
+use inherited::{Inherited, sockets_of_service};
 
 /// Where state is kept if nothing else is said.
 const DEFAULT_ROOT: &str = "/run/hull";
@@ -137,11 +139,13 @@ pub(crate) fn main() -> ExitCode {
     };
     let (name, failure_code) = cli.verb.about();
     let log = cli.global.log_settings();
+    // Before anything is opened, which could be taken for the caller's.
+    let inherited = cli.verb.inherited();
     if let Err(error) = log.init() {
         complain(name, &format!("open the log: {error}"));
         return failure_code.into();
     }
-    match cli.run(log.clone()) {
+    match inherited.and_then(|inherited| cli.run(log.clone(), inherited)) {
         Ok(code) => code.into(),
         Err(error) => {
             let report = report(&error);
@@ -196,8 +200,21 @@ impl Verb {
     }
 }
 
+impl Verb {
+    /// What the caller has left open for the process that the verb makes.
+    fn inherited(&self) -> anyhow::Result<Inherited> {
+        let of_service = sockets_of_service();
+        match self {
+            Self::Create(create) => Inherited::take(of_service, create.preserve_fds),
+            Self::Run(run) => Inherited::take(of_service, run.create.preserve_fds),
+            Self::Exec(exec) => Inherited::take(0, exec.preserve_fds),
+            _ => Ok(Inherited::default()),
+        }
+    }
+}
+
 impl Cli {
-    fn run(self, log: LogSettings) -> anyhow::Result<u8> {
+    fn run(self, log: LogSettings, inherited: Inherited) -> anyhow::Result<u8> {
         match self.verb {
             Verb::Features(arguments) => return features::run(&arguments),
             Verb::Spec(arguments) => return spec::run(&arguments),
@@ -208,17 +225,17 @@ impl Cli {
         }
         let runtime = self.global.runtime(log)?;
         match self.verb {
-            Verb::Create(arguments) => create::run(&runtime, arguments),
+            Verb::Create(arguments) => create::run(&runtime, arguments, inherited),
             Verb::Delete(arguments) => delete::run(&runtime, &arguments),
             Verb::Events(arguments) => events::run(&runtime, &arguments),
-            Verb::Exec(arguments) => exec::run(&runtime, *arguments),
+            Verb::Exec(arguments) => exec::run(&runtime, *arguments, inherited),
             Verb::Kill(arguments) => kill::run(&runtime, &arguments),
             Verb::List(arguments) => list::run(&runtime, &arguments),
             Verb::Metrics(arguments) => metrics::run(&runtime, &arguments),
             Verb::Pause(arguments) => pause::run(&runtime, &arguments),
             Verb::Ps(arguments) => ps::run(&runtime, &arguments),
             Verb::Resume(arguments) => resume::run(&runtime, &arguments),
-            Verb::Run(arguments) => run::run(&runtime, arguments),
+            Verb::Run(arguments) => run::run(&runtime, arguments, inherited),
             Verb::Start(arguments) => start::run(&runtime, &arguments),
             Verb::State(arguments) => state::run(&runtime, &arguments),
             Verb::Update(arguments) => update::run(&runtime, *arguments),
@@ -280,26 +297,6 @@ fn refuse(options: &[(&str, bool, &str)]) -> anyhow::Result<()> {
     match options.iter().find(|(_, given, _)| *given) {
         Some((option, _, reason)) => bail!("{option}: {reason}"),
         None => Ok(()),
-    }
-}
-
-/// Open files of the host cannot go into a VM.
-fn refuse_preserve_fds(count: u32) -> anyhow::Result<()> {
-    if count > 0 {
-        bail!("--preserve-fds {count}: open files of the host cannot be handed into a VM");
-    }
-    Ok(())
-}
-
-/// Nor can sockets that a service manager has opened for this process (sd_listen_fds(3)).
-fn refuse_listen_fds() -> anyhow::Result<()> {
-    let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
-    let is_for_this = number("LISTEN_PID") == Some(std::process::id());
-    match number("LISTEN_FDS") {
-        Some(count @ 1..) if is_for_this => bail!(
-            "LISTEN_FDS={count}: sockets of the host cannot be handed into a VM; have the container listen itself"
-        ),
-        _ => Ok(()),
     }
 }
 

@@ -3,13 +3,14 @@
 use hull_runtime::Runtime;
 use hull_runtime::container::{RunOptions, run as run_container};
 
+use super::inherited::Inherited;
 use super::{create, service_manager};
 
 /// Make a container and run its program
 #[derive(clap::Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
-    create: create::Arguments,
+    pub(super) create: create::Arguments,
     /// Return as soon as the program runs
     #[arg(short, long)]
     detach: bool,
@@ -21,9 +22,13 @@ pub(super) struct Arguments {
     no_subreaper: bool,
 }
 
-pub(super) fn run(runtime: &Runtime, arguments: Arguments) -> anyhow::Result<u8> {
+pub(super) fn run(
+    runtime: &Runtime,
+    arguments: Arguments,
+    inherited: Inherited,
+) -> anyhow::Result<u8> {
     let options = RunOptions {
-        create: arguments.create.options(arguments.detach)?,
+        create: arguments.create.options(arguments.detach, inherited)?,
         keep: arguments.keep,
         service_manager: service_manager(),
     };

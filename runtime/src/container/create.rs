@@ -31,7 +31,7 @@ use crate::error::{Error, chain};
 use crate::hooks::{self, HookKind};
 use crate::network::Netns;
 use crate::process_identity::ProcessIdentity;
-use crate::process_proxy::{Attach, NewProxy, Setup, StandardStreams, Streams};
+use crate::process_proxy::{Attach, InheritedFile, NewProxy, Setup, StandardStreams, Streams};
 use crate::rootfs::{self, GuestContainer};
 use crate::sandbox::PendingSandbox;
 use crate::sandbox::disk::RootDisk;
@@ -51,6 +51,10 @@ pub struct CreateOptions {
     pub console: Console,
     /// Its standard streams; the caller's own if none.
     pub stdio: Option<StandardStreams>,
+    /// Open files that its process has beside those.
+    pub files: Vec<InheritedFile>,
+    /// How many of them, the first ones, are sockets for a service to listen on: sd_listen_fds(3).
+    pub listening: usize,
     /// Where the proxy's pid is written.
     pub pid_file: Option<PathBuf>,
     /// Whether the caller is a service, to whose manager the container is to report ([`crate::notify`]).
@@ -72,7 +76,8 @@ pub struct Created {
 /// Whatever fails: nothing is left of the container then.
 pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Error> {
     let mut stopwatch = Stopwatch::start();
-    let bundle = Bundle::load(&options.bundle)?;
+    let mut bundle = Bundle::load(&options.bundle)?;
+    tell_of_sockets(&mut bundle, options.listening);
     let streams = options.console.streams(&bundle.process)?;
     let root_disk = options.root_disk.as_ref();
     if root_disk.is_none() {
@@ -90,13 +95,14 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
     let placement = Placement::find(store, &bundle.spec, &annotations)?;
     let resolve =
         |kind, path: &Path| resolve_namespace(store, placement.sandbox.as_ref(), kind, path);
-    let guest = rootfs::translate(
+    let mut guest = rootfs::translate(
         &options.id,
         &bundle,
         root_disk.is_some(),
         options.notifies,
         &resolve,
     )?;
+    guest.files = options.files.iter().map(InheritedFile::kind).collect();
     let cgroup = Cgroup::of(bundle.cgroups_path(), runtime.systemd_cgroup, &options.id)?;
     let mut record = new_record(options, &bundle, &placement, &cgroup, wanted.limits)?;
     store.save_container(&record)?;
@@ -112,8 +118,10 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
             own_session: options.console.is_detached(),
             log: runtime.log.clone(),
             origin: stopwatch.origin(),
+            files: guest.files.clone(),
         },
         options.stdio.as_ref(),
+        &options.files,
     )?;
     cgroup.add(proxy.identity())?;
     record.proxy = Some(proxy.identity());
@@ -240,6 +248,15 @@ fn make_in_guest(
     let pid = agent.create_container(&options.id, guest)?;
     stopwatch.phase("container");
     Ok(pid)
+}
+
+/// Tells the container's program of the sockets that it is given, as systemd would.
+fn tell_of_sockets(bundle: &mut Bundle, count: usize) {
+    if count > 0 {
+        let mut variables = bundle.process.env().clone().unwrap_or_default();
+        variables.extend([format!("LISTEN_FDS={count}"), "LISTEN_PID=1".into()]);
+        bundle.process.set_env(Some(variables));
+    }
 }
 
 /// The guest's host name: the container's, or the host's if the container is to have that of its host.

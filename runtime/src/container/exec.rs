@@ -13,7 +13,7 @@ use crate::Runtime;
 use crate::bundle::{BundleError, read_process, read_spec, validate_process};
 use crate::error::{Error, chain};
 use crate::process_proxy::foreground::{HeldSignals, RawTerminal};
-use crate::process_proxy::{Attach, NewProxy, Setup, StandardStreams, Streams};
+use crate::process_proxy::{Attach, InheritedFile, NewProxy, Setup, StandardStreams, Streams};
 use crate::rootfs::translate_process;
 use crate::sandbox::{agent_of, ensure_monitor};
 use crate::store::{ContainerRecord, StoreError};
@@ -33,6 +33,8 @@ pub struct ExecOptions {
     pub console: Console,
     /// Its standard streams; the caller's own if none.
     pub stdio: Option<StandardStreams>,
+    /// Open files that it has beside those.
+    pub files: Vec<InheritedFile>,
     /// Where the proxy's pid is written.
     pub pid_file: Option<PathBuf>,
     /// Wait for `resume` if the container is paused.
@@ -164,6 +166,7 @@ fn start(
     process: Process,
     streams: Streams,
 ) -> Result<Executed, Error> {
+    let files: Vec<_> = options.files.iter().map(InheritedFile::kind).collect();
     let proxy = NewProxy::spawn(
         None,
         process.args().as_deref().unwrap_or_default(),
@@ -172,8 +175,10 @@ fn start(
             own_session: options.console.is_detached(),
             log: runtime.log.clone(),
             origin: Moment::now(),
+            files: files.clone(),
         },
         options.stdio.as_ref(),
+        &options.files,
     )?;
     if let Some(cgroup) = &record.cgroup {
         // Not while it is deleted, or there would be its cgroup again.
@@ -187,7 +192,7 @@ fn start(
     let identity = proxy.identity();
     let exec_id = format!("exec-{}-{}", identity.pid, identity.start_time);
     let mut agent = agent_of(&runtime.store, &record.sandbox_id)?;
-    agent.exec_process(&record.id, &exec_id, translate_process(process)?)?;
+    agent.exec_process(&record.id, &exec_id, translate_process(process)?, &files)?;
     let attached = proxy
         .attach(&Attach {
             root: runtime.store.root().into(),

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::FileKind;
 use crate::container::ContainerId;
 use crate::logging::LogSettings;
 use crate::sandbox::share::Share;
@@ -56,6 +57,8 @@ pub struct Setup {
     pub log: LogSettings,
     /// When the command that made it began.
     pub origin: Moment,
+    /// The process's open files beside its stdio, which come with the message.
+    pub files: Vec<FileKind>,
 }
 
 /// A process's streams on the host.

@@ -8,7 +8,7 @@
 //! long as the process in the guest does, or its VM.
 //!
 //! In the proxy (serve.rs) the first thread shows the container's files to who looks at the proxy (files.rs), one waits
-//! for the end of the process, one for signals (signals.rs), and one for each stream carries bytes (stdio.rs). In the
+//! for the end of the process, one for signals (signals.rs), and one for each stream carries bytes (stdio.rs, inherited.rs). In the
 //! proxy of a container's own process one shows the guest's processes to who looks for them (processes.rs), and one waits
 //! for the end of the sandbox's monitor, to make another ([`crate::monitor::guard`]). All of them block, so that an idle
 //! process costs nothing.
@@ -16,6 +16,7 @@
 mod console;
 mod files;
 pub mod foreground;
+mod inherited;
 mod messages;
 mod processes;
 mod serve;
@@ -33,6 +34,7 @@ use crate::agent_client::vsock::VsockError;
 use crate::network;
 use crate::sandbox::share::ShareError;
 
+pub use inherited::{FileKind, InheritError, InheritedFile};
 pub use messages::{Attach, Setup, Streams};
 pub(crate) use serve::serve;
 pub use spawn::{NewProxy, StandardStreams};

@@ -5,7 +5,7 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use hull_vmm_protocol::socket::{parse, receive, send};
 use nix::sys::signalfd::SignalFd;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
+use super::inherited::{FileKind, Inherited};
 use super::messages::{Attach, FromProxy, Setup, Streams, ToProxy};
 use super::processes::Processes;
 use super::signals::{Forwarder, block_all};
@@ -53,10 +54,10 @@ pub(crate) fn serve(control: OwnedFd) -> u8 {
 }
 
 fn prepare(control: &OwnedFd) -> Result<Option<(Waiting, Option<Processes>)>, ProxyError> {
-    let Some(ToProxy::Setup(setup)) = next(control)? else {
+    let Some((ToProxy::Setup(setup), files)) = next_with_files(control)? else {
         return Ok(None);
     };
-    let held = Held::set_up(&setup)?;
+    let held = Held::set_up(&setup, files)?;
     answer(control, &FromProxy::Ready)?;
     let Some(ToProxy::Attach(attach)) = next(control)? else {
         return Ok(None);
@@ -98,10 +99,15 @@ impl Waiting {
 }
 
 fn next(control: &OwnedFd) -> Result<Option<ToProxy>, ProxyError> {
-    let packet = receive(control).map_err(ProxyError::Lost)?;
-    packet
-        .map(|(packet, _)| parse(&packet).map_err(|error| ProxyError::Lost(error.into())))
-        .transpose()
+    Ok(next_with_files(control)?.map(|(message, _)| message))
+}
+
+fn next_with_files(control: &OwnedFd) -> Result<Option<(ToProxy, Vec<OwnedFd>)>, ProxyError> {
+    let Some((packet, files)) = receive(control).map_err(ProxyError::Lost)? else {
+        return Ok(None);
+    };
+    let message = parse(&packet).map_err(|error| ProxyError::Lost(error.into()))?;
+    Ok(Some((message, files)))
 }
 
 fn answer(control: &OwnedFd, answer: &FromProxy) -> Result<(), ProxyError> {
@@ -112,6 +118,7 @@ fn answer(control: &OwnedFd, answer: &FromProxy) -> Result<(), ProxyError> {
 struct Held {
     signals: SignalFd,
     streams: HostStreams,
+    files: Vec<(FileKind, OwnedFd)>,
     origin: Moment,
 }
 
@@ -122,7 +129,8 @@ enum HostStreams {
 }
 
 impl Held {
-    fn set_up(setup: &Setup) -> Result<Self, ProxyError> {
+    fn set_up(setup: &Setup, files: Vec<OwnedFd>) -> Result<Self, ProxyError> {
+        let kinds = setup.files.iter().copied();
         // Its standard error is the process's, and nothing of hull's goes there.
         if setup.log.path.is_some() {
             setup.log.init().map_err(ProxyError::host("open its log"))?;
@@ -151,6 +159,7 @@ impl Held {
         Ok(Self {
             signals,
             streams,
+            files: kinds.zip(files).collect(),
             origin: setup.origin,
         })
     }
@@ -158,13 +167,20 @@ impl Held {
     fn attach(self, attach: Attach) -> Result<Session, ProxyError> {
         let store = Store::new(attach.root.clone());
         let socket = vsock_socket(&store.sandbox_directory(&attach.sandbox_id));
-        let open = |kind| {
-            let request = StreamRequest {
-                kind,
-                container_id: attach.container_id.to_string(),
-                exec_id: attach.exec_id.clone(),
-            };
-            vsock::open_stream(&socket, &request)
+        let request = StreamRequest {
+            kind: StreamKind::Lease,
+            container_id: attach.container_id.to_string(),
+            exec_id: attach.exec_id.clone(),
+        };
+        let open = {
+            let socket = socket.clone();
+            move |kind| {
+                let request = StreamRequest {
+                    kind,
+                    ..request.clone()
+                };
+                vsock::open_stream(&socket, &request)
+            }
         };
         let streams = match self.streams {
             HostStreams::Standard => Connected::Standard {
@@ -179,6 +195,10 @@ impl Held {
             },
         };
         let lease = open(StreamKind::Lease)?;
+        let files = Inherited::connect(self.files, {
+            let open = open.clone();
+            Arc::new(move |number| open(StreamKind::File(number)))
+        })?;
         let notifications = attach
             .notify
             .clone()
@@ -191,6 +211,7 @@ impl Held {
             store,
             agent,
             streams,
+            files,
             lease,
             notifications,
             signals: self.signals,
@@ -233,6 +254,7 @@ struct Session {
     store: Store,
     agent: AgentClient,
     streams: Connected,
+    files: Inherited,
     /// Held to the end: without it the agent kills the process.
     lease: UnixStream,
     /// Where the container's notifications come from, and who hears them.
@@ -264,6 +286,7 @@ impl Session {
             store,
             mut agent,
             streams,
+            files,
             lease,
             notifications,
             signals,
@@ -282,13 +305,17 @@ impl Session {
                 .ok()
                 .map(|_| said)
         });
-        let outputs = match carry(&streams, origin) {
+        let mut outputs = match carry(&streams, origin) {
             Ok(outputs) => outputs,
             Err(error) => {
                 tracing::error!(error = %crate::error::chain(&error), "process proxy");
                 Vec::new()
             }
         };
+        let carried = files.carry();
+        let carried = carried
+            .inspect_err(|error| tracing::error!(%error, "process proxy: open files"))
+            .unwrap_or_default();
         let forwarder = Forwarder {
             signals,
             socket: vsock_socket(&store.sandbox_directory(&attach.sandbox_id)),
@@ -313,6 +340,8 @@ impl Session {
                     "the VM went away under its container"
                 );
                 streams.shut_down();
+                outputs.extend(carried.take());
+                outputs.iter().for_each(Output::shut_down);
                 KILLED
             }
         };
@@ -321,6 +350,7 @@ impl Session {
         } else {
             Untaken::Kept
         };
+        outputs.extend(carried.take());
         for output in outputs {
             output.finish(untaken);
         }

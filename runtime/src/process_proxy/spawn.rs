@@ -1,7 +1,7 @@
 //! The maker's side of a process proxy.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 use nix::sys::time::TimeVal;
 
+use super::inherited::InheritedFile;
 use super::messages::{Attach, FromProxy, Setup, ToProxy};
 use super::{CONTROL_FD, ProxyError};
 use crate::network::Netns;
@@ -57,7 +58,7 @@ pub struct NewProxy {
 impl NewProxy {
     /// Starts a proxy in `netns` (or where its maker is), with `stdio`, or the maker's standard streams if that is none,
     /// and waits until it holds what `setup` says. It has the words of its process, `args`, for its own, so that whoever
-    /// lists the host's processes by the pids that hull gives finds what runs in the guest.
+    /// lists the host's processes by the pids that hull gives finds what runs in the guest. `files` are those of `setup`.
     ///
     /// # Errors
     /// See [`ProxyError`].
@@ -66,6 +67,7 @@ impl NewProxy {
         args: &[String],
         setup: &Setup,
         stdio: Option<&StandardStreams>,
+        files: &[InheritedFile],
     ) -> Result<Self, ProxyError> {
         let (control, theirs) = socketpair(
             AddressFamily::Unix,
@@ -96,7 +98,8 @@ impl NewProxy {
         })?;
         drop(theirs);
         let proxy = Self { child, control };
-        proxy.tell(&ToProxy::Setup(setup.clone()), &FromProxy::Ready)?;
+        let files: Vec<_> = files.iter().map(InheritedFile::as_fd).collect();
+        proxy.tell(&ToProxy::Setup(setup.clone()), &files, &FromProxy::Ready)?;
         Ok(proxy)
     }
 
@@ -110,7 +113,7 @@ impl NewProxy {
     /// # Errors
     /// See [`ProxyError`].
     pub fn attach(&self, attach: &Attach) -> Result<(), ProxyError> {
-        self.tell(&ToProxy::Attach(attach.clone()), &FromProxy::Attached)
+        self.tell(&ToProxy::Attach(attach.clone()), &[], &FromProxy::Attached)
     }
 
     /// Lets it live on without this process.
@@ -124,8 +127,13 @@ impl NewProxy {
             .ok_or_else(|| ProxyError::Lost(io::ErrorKind::NotFound.into()))
     }
 
-    fn tell(&self, message: &ToProxy, expected: &FromProxy) -> Result<(), ProxyError> {
-        send(&self.control, message, &[]).map_err(ProxyError::Lost)?;
+    fn tell(
+        &self,
+        message: &ToProxy,
+        files: &[BorrowedFd<'_>],
+        expected: &FromProxy,
+    ) -> Result<(), ProxyError> {
+        send(&self.control, message, files).map_err(ProxyError::Lost)?;
         let packet = receive(&self.control)
             .map_err(ProxyError::Lost)?
             .ok_or_else(|| ProxyError::Lost(io::ErrorKind::UnexpectedEof.into()))?

@@ -4,16 +4,17 @@
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{Shutdown as SocketShutdown, shutdown};
 
 /// The most that is carried at a time, in bytes.
 const CHUNK: usize = 64 * 1024;
@@ -100,6 +101,23 @@ impl Output {
         Self::carry_to(Lines::new(File::from(sink)), name, source, first_byte)
     }
 
+    /// Carries both ways between a connected socket on the host and `guest`, with the end of either direction.
+    pub(super) fn carry_socket(host: OwnedFd, guest: UnixStream) -> io::Result<Self> {
+        carry_input(host.try_clone()?, guest.try_clone()?)?;
+        Self::carry_to(Socket(File::from(host)), "socket", guest, || {})
+    }
+
+    /// Whether all of it has been written.
+    pub(super) fn has_ended(&self) -> bool {
+        !matches!(self.done.try_recv(), Err(TryRecvError::Empty))
+    }
+
+    /// Nothing more comes, even if the stream does not say so.
+    pub(super) fn shut_down(&self) {
+        // It may be closed already.
+        let _ = self.stream.shutdown(Shutdown::Read);
+    }
+
     fn carry_to(
         mut sink: impl Write + Pollable + Send + 'static,
         name: &str,
@@ -128,6 +146,7 @@ impl Output {
                     // Nobody reads any more: the process is to learn of it.
                     let _ = source.shutdown(Shutdown::Both);
                 }
+                drop(sink);
                 // Nobody may wait for it.
                 let _ = sender.send(());
             })?;
@@ -212,6 +231,32 @@ fn copy<R: Read + Pollable, W: Write + Pollable>(
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+/// A connected socket, whose other side learns of the end of what is written.
+struct Socket(File);
+
+impl Write for Socket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // The other side may have gone.
+        let _ = shutdown(self.0.as_raw_fd(), SocketShutdown::Write);
+    }
+}
+
+impl Pollable for Socket {
+    fn descriptor(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

@@ -19,6 +19,7 @@ use oci_spec::runtime::{Hooks, Linux, LinuxNamespaceType, LinuxResources, Proces
 
 use crate::bundle::Bundle;
 use crate::container::ContainerId;
+use crate::process_proxy::FileKind;
 use crate::sandbox::disk::RootDisk;
 use crate::sandbox::share::Share;
 pub use mounts::SharedMemory;
@@ -106,6 +107,8 @@ pub struct GuestContainer {
     pub shared_memory: Vec<SharedMemory>,
     /// The notification socket that must be in the guest.
     pub notify: Option<NotifySocket>,
+    /// The open files that its process has beside its stdio.
+    pub files: Vec<FileKind>,
 }
 
 /// What a namespace of the host that a configuration names is in the guest.
@@ -176,6 +179,7 @@ pub fn translate(
         shares,
         shared_memory,
         notify,
+        files: Vec::new(),
     })
 }
 

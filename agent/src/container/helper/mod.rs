@@ -3,7 +3,8 @@
 //! `libcontainer` forks, changes the working directory and marks its process as not dumpable, so it runs in a process of
 //! one thread that ends afterwards; what it made is then a child of PID 1. The process's stdin, stdout and stderr are the
 //! helper's own. One Unix socket connects the two: the agent writes one [`Request`], the helper one [`Reply`], each a
-//! line of JSON; a terminal's master comes with the reply.
+//! line of JSON; a terminal's master comes with the reply. The process's further open files the helper inherits, at numbers
+//! that follow its socket's among its arguments, and puts them in their places.
 //!
 //! [`run`] is the agent's side, [`main`] the helper's.
 
@@ -34,8 +35,12 @@ use crate::error_text::with_causes;
 use crate::process::{Reaper, Watched};
 use crate::{log::LineLog, sys};
 
-/// The first argument that makes this program a helper; the second is the socket's number.
+/// The first argument that makes this program a helper; the second is the socket's number, and the rest those of the open
+/// files.
 pub const ARGUMENT: &str = "container-helper";
+
+/// The first descriptor after the stdio.
+const FIRST_FILE: RawFd = 3;
 
 /// The longest line of either side. Specifications of some hundred kilobytes have been seen.
 const MAX_LINE: u64 = 16 << 20;
@@ -124,7 +129,8 @@ pub struct Made {
     pub terminal: Option<OwnedFd>,
 }
 
-/// Starts `program` as a helper that serves `request`; the process that it makes has the given stdin, stdout and stderr.
+/// Starts `program` as a helper that serves `request`; the process that it makes has the given stdin, stdout and stderr,
+/// and after them `files`.
 ///
 /// # Errors
 /// See [`HelperError`].
@@ -133,12 +139,13 @@ pub async fn run(
     reaper: &Arc<Reaper>,
     request: &Request,
     stdio: [Stdio; 3],
+    files: Vec<OwnedFd>,
 ) -> Result<Made, HelperError> {
     let (ours, theirs) = UnixStream::pair().map_err(HelperError::Start)?;
     let starting = reaper.starting();
     let helper = reaper
         .starting()
-        .watch(spawn(program, theirs, stdio).map_err(HelperError::Start)?);
+        .watch(spawn(program, theirs, stdio, files).map_err(HelperError::Start)?);
 
     ours.set_nonblocking(true).map_err(HelperError::Speak)?;
     let socket = tokio::net::UnixStream::from_std(ours).map_err(HelperError::Speak)?;
@@ -179,13 +186,17 @@ fn spawn(
     program: &Path,
     socket: UnixStream,
     [stdin, stdout, stderr]: [Stdio; 3],
+    files: Vec<OwnedFd>,
 ) -> io::Result<i32> {
-    // The helper inherits its end of the socket. This process has one thread that starts processes, so no other
+    // The helper inherits its end of the socket, and the files. This process has one thread that starts processes, so no other
     // child can inherit it too.
-    fcntl(&socket, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    for fd in files.iter().map(AsFd::as_fd).chain([socket.as_fd()]) {
+        fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    }
     let child = Command::new(program)
         .arg(ARGUMENT)
         .arg(socket.as_raw_fd().to_string())
+        .args(files.iter().map(|file| file.as_raw_fd().to_string()))
         .env_clear()
         .current_dir("/")
         .stdin(stdin)
@@ -231,19 +242,19 @@ async fn receive(socket: &tokio::net::UnixStream) -> io::Result<(Vec<u8>, Option
     Ok((line, terminal))
 }
 
-/// The helper's main function, with the number of its socket.
+/// The helper's main function, with the numbers of its socket and of the process's open files.
 ///
 /// # Errors
 /// When it cannot speak with the agent; everything else is in its answer.
-pub fn main(socket: RawFd) -> anyhow::Result<()> {
-    let socket = UnixStream::from(sys::inherited_fd(socket)?);
-    fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+pub fn main(socket: RawFd, files: &[RawFd]) -> anyhow::Result<()> {
+    let count = i32::try_from(files.len())?;
+    let socket = UnixStream::from(put_in_place(socket, files, FIRST_FILE + count)?);
     let mut line = Vec::new();
     BufReader::new((&socket).take(MAX_LINE)).read_until(b'\n', &mut line)?;
     let request: Request = serde_json::from_slice(&line)?;
     drop(line);
 
-    let (reply, terminal) = match make(&request) {
+    let (reply, terminal) = match make(&request, count) {
         Ok((pid, terminal)) => (Reply::Made { pid }, terminal),
         Err(failure) => (Reply::Failed(failure), None),
     };
@@ -262,8 +273,25 @@ pub fn main(socket: RawFd) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Puts the open files in their places, from [`FIRST_FILE`] on, and the socket behind those, at `end` or later. Nothing but
+/// the stdio is open beside them.
+fn put_in_place(socket: RawFd, files: &[RawFd], end: RawFd) -> io::Result<OwnedFd> {
+    // Out of the way of one another first.
+    let away = |number| -> io::Result<OwnedFd> {
+        let inherited = sys::inherited_fd(number)?;
+        sys::duplicate_from(&inherited, end)
+    };
+    let socket = away(socket)?;
+    let files = files.iter().map(|number| away(*number));
+    let files: Vec<_> = files.collect::<io::Result<_>>()?;
+    for (number, file) in (FIRST_FILE..).zip(files) {
+        sys::place(file, number)?;
+    }
+    Ok(socket)
+}
+
 /// Makes the container or the process. Gives its pid, and its terminal's master.
-fn make(request: &Request) -> Result<(i32, Option<OwnedFd>), Failure> {
+fn make(request: &Request, files: i32) -> Result<(i32, Option<OwnedFd>), Failure> {
     let other = |what: &str, error: &(dyn std::error::Error + 'static)| {
         Failure::Other(format!("{what}: {}", with_causes(error)))
     };
@@ -273,7 +301,7 @@ fn make(request: &Request) -> Result<(i32, Option<OwnedFd>), Failure> {
 
     let notes = Notes::new().map_err(|error| other("make the helper's pipes", &error))?;
     let console = Console::new(request).map_err(|error| other("listen for a terminal", &error))?;
-    match build(request, &notes, console.as_ref()) {
+    match build(request, &notes, console.as_ref(), files) {
         Ok(pid) => {
             let master = console.map(|console| console.master()).transpose();
             Ok((
@@ -289,6 +317,7 @@ fn build(
     request: &Request,
     notes: &Notes,
     console: Option<&Console>,
+    files: i32,
 ) -> Result<i32, LibcontainerError> {
     let executor = executor::PayloadExecutor::new(
         request.payload.clone(),
@@ -298,6 +327,7 @@ fn build(
     let builder = ContainerBuilder::new(request.container_id.clone(), SyscallType::default())
         .with_root_path(&request.state)?
         .with_console_socket(console.map(|console| &console.path))
+        .with_preserved_fds(files)
         .with_executor(executor);
     let Some(process) = &request.process else {
         let container = builder
