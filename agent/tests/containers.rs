@@ -363,7 +363,8 @@ fn seccomp_has_its_effect_with_and_without_new_privileges_and_in_exec() -> TestR
 #[test]
 fn a_process_has_its_user_environment_and_limits() -> TestResult {
     on_a_guest(async |guest| {
-        let script = "id -u; id -g; id -G; pwd; echo $A; ulimit -n; umask; yes 2>&1 | head -n 1; env | grep -c .";
+        let script = "id -u; id -g; id -G; pwd; echo $A; ulimit -n; umask; yes 2>&1 | head -n 1; env | grep -c .; \
+                      echo by its name > /proc/self/fd/1";
         let mut config = guest.config(&["sh", "-c", script]);
         config["process"]["user"] =
             json!({ "uid": 1000, "gid": 1001, "additionalGids": [7], "umask": 0o27 });
@@ -378,6 +379,7 @@ fn a_process_has_its_user_environment_and_limits() -> TestResult {
             lines[..8],
             ["1000", "1001", "1001 7", "/tmp", "b c", "100", "0027", "y"]
         );
+        assert_eq!(lines.last(), Some(&"by its name"));
         // SIGPIPE has its default action: yes(1) has nothing to say.
         assert_eq!(String::from_utf8(run.stderr)?, "");
         Ok(())
@@ -531,8 +533,10 @@ fn a_terminal_carries_both_ways_and_has_a_size() -> TestResult {
 
         guest.containers.remove("c").await?;
         guest.started("d", &["sleep", "1000"]).await?;
-        let mut exec = process(&["sh", "-c", "stty size; echo $TERM"]);
+        let script = "stty size; echo $TERM; stat -L -c %u /proc/self/fd/0; grep CapEff /proc/self/status";
+        let mut exec = process(&["sh", "-c", script]);
         exec["terminal"] = json!(true);
+        exec["user"] = json!({ "uid": 1000, "gid": 1000 });
         exec["consoleSize"] = json!({ "height": 11, "width": 22 });
         exec["env"] = json!(["PATH=/bin", "TERM=vt100"]);
         let process = guest
@@ -542,7 +546,7 @@ fn a_terminal_carries_both_ways_and_has_a_size() -> TestResult {
         let mut terminal = guest.open("terminal", "d", "e").await?;
         assert_eq!(
             host::read_to_end(&mut terminal).await?,
-            b"11 22\r\nvt100\r\n"
+            b"11 22\r\nvt100\r\n1000\r\nCapEff:\t0000000000000000\r\n"
         );
         assert_eq!(process.wait().await.status, 0);
         guest.containers.remove("d").await?;

@@ -144,7 +144,8 @@ impl Containers {
         let (pipes, stdio) = if request.terminal {
             (None, [Stdio::null(), Stdio::null(), Stdio::null()])
         } else {
-            let (io, stdio) = ProcessIo::pipes(stdin).map_err(Error::Stdio)?;
+            let (io, stdio) =
+                ProcessIo::pipes(stdin, request.payload.user).map_err(Error::Stdio)?;
             (Some(io), stdio)
         };
         let (ends, files) = make_files(files).map_err(Error::Stdio)?;

@@ -63,18 +63,32 @@ pub struct Payload {
     pub start_hooks: Vec<Hook>,
     /// A new terminal's rows and columns.
     pub window: Option<(u16, u16)>,
+    /// The user's id, whose the stdio is to be.
+    pub user: u32,
+    /// The stdio is a new terminal.
+    pub terminal: bool,
 }
 
 impl Payload {
-    /// Whether the process keeps [`LOADING`] beside its capabilities until the profile is loaded: loading takes either
-    /// no_new_privs or CAP_SYS_ADMIN (seccomp(2)).
+    /// Whether the profile is loaded with CAP_SYS_ADMIN: that takes either it or no_new_privs (seccomp(2)).
     pub fn loads_with_privileges(&self) -> bool {
         self.seccomp.is_some() && !self.no_new_privileges
     }
+
+    /// Whether the terminal is to be given to another user than it was made by.
+    pub fn gives_terminal(&self) -> bool {
+        self.terminal && self.user != 0
+    }
+
+    /// Whether the process keeps [`EXECUTORS`] beside its capabilities until the executor has done its part.
+    pub fn needs_privileges(&self) -> bool {
+        self.loads_with_privileges() || self.gives_terminal()
+    }
 }
 
-/// What loading a profile without no_new_privs takes, and dropping it again from the bounding set.
-const LOADING: [Capability; 2] = [Capability::SysAdmin, Capability::Setpcap];
+/// What the executor needs: to load a profile without no_new_privs, to give a terminal away, and to drop both again from
+/// the bounding set.
+const EXECUTORS: [Capability; 3] = [Capability::SysAdmin, Capability::Chown, Capability::Setpcap];
 
 /// A container's specification, taken apart.
 #[derive(Debug)]
@@ -189,17 +203,19 @@ fn for_process(
         seccomp,
         start_hooks,
         window,
+        user: process.user().uid(),
+        terminal: process.terminal() == Some(true),
     };
     let mut capabilities = payload.capabilities.clone();
-    if payload.loads_with_privileges() {
-        let with_loading = |set: &Option<HashSet<Capability>>| {
+    if payload.needs_privileges() {
+        let with_executors = |set: &Option<HashSet<Capability>>| {
             let mut set = set.clone().unwrap_or_default();
-            set.extend(LOADING);
+            set.extend(EXECUTORS);
             Some(set)
         };
-        capabilities.set_bounding(with_loading(capabilities.bounding()));
-        capabilities.set_permitted(with_loading(capabilities.permitted()));
-        capabilities.set_effective(with_loading(capabilities.effective()));
+        capabilities.set_bounding(with_executors(capabilities.bounding()));
+        capabilities.set_permitted(with_executors(capabilities.permitted()));
+        capabilities.set_effective(with_executors(capabilities.effective()));
     }
     process.set_capabilities(Some(capabilities));
     Ok((process, payload))

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hull_agent_protocol::stdio::{FIRST_FILE, StreamKind};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::unistd::pipe2;
+use nix::unistd::{fchown, pipe2};
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
@@ -137,22 +137,29 @@ impl ProcessIo {
         }
     }
 
-    /// Pipes, and the process's ends of them for its start. Without `stdin` the process reads `/dev/null`.
+    /// Pipes, which belong to `user`, and the process's ends of them for its start. Without `stdin` the process reads
+    /// `/dev/null`.
     ///
     /// # Errors
     /// When a pipe cannot be made.
-    pub fn pipes(stdin: bool) -> io::Result<(Self, [Stdio; 3])> {
+    pub fn pipes(stdin: bool, user: u32) -> io::Result<(Self, [Stdio; 3])> {
         let mut slots = Slots::default();
-        let input = if stdin {
+        // It may open them by their names, as /dev/stdout.
+        let pipe = || -> io::Result<(OwnedFd, OwnedFd)> {
             let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+            fchown(&write, Some(user.into()), None)?;
+            Ok((read, write))
+        };
+        let input = if stdin {
+            let (read, write) = pipe()?;
             slots.stdin = Slot::Waiting(pipe::Sender::from_owned_fd(nonblocking(write)?)?);
             Stdio::from(read)
         } else {
             Stdio::null()
         };
-        let (read, output) = pipe2(OFlag::O_CLOEXEC)?;
+        let (read, output) = pipe()?;
         slots.stdout = Slot::Waiting(sys::watched(nonblocking(read)?)?);
-        let (read, errors) = pipe2(OFlag::O_CLOEXEC)?;
+        let (read, errors) = pipe()?;
         slots.stderr = Slot::Waiting(sys::watched(nonblocking(read)?)?);
         let ends = [input, Stdio::from(output), Stdio::from(errors)];
         Ok((Self::new(slots, None), ends))

@@ -142,7 +142,16 @@ pub fn read_spec(directory: &Path) -> Result<Spec, BundleError> {
 /// # Errors
 /// See [`BundleError`].
 pub fn read_process(path: &Path) -> Result<Process, BundleError> {
-    let process = read_json(path)?;
+    let mut json: serde_json::Value = read_json(path)?;
+    if let Some(fields) = json.as_object_mut() {
+        // As with runc, where nobody is named it is root.
+        let user = fields.entry("user");
+        user.or_insert_with(|| serde_json::json!({ "uid": 0, "gid": 0 }));
+    }
+    let process = serde_json::from_value(json).map_err(|source| BundleError::Parse {
+        path: path.into(),
+        source,
+    })?;
     validate_process(&process)?;
     Ok(process)
 }

@@ -17,7 +17,7 @@ use libcontainer::seccomp::initialize_seccomp;
 use libcontainer::syscall::syscall::create_syscall;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use nix::errno::Errno;
-use nix::unistd::{AccessFlags, access, execve};
+use nix::unistd::{AccessFlags, access, execve, fchown};
 use oci_spec::runtime::{Capability, Hook, Process, Spec};
 
 use super::Failure;
@@ -53,12 +53,11 @@ impl PayloadExecutor {
         let process = spec.process().as_ref().ok_or("no process")?;
         let arguments = process.args().as_deref().unwrap_or_default();
         let program = program(process)?;
-        if let Some((rows, columns)) = self
-            .payload
-            .window
-            .filter(|_| process.terminal() == Some(true))
-        {
+        if let Some((rows, columns)) = self.payload.window.filter(|_| self.payload.terminal) {
             sys::set_window_size(io::stdin().as_fd(), rows, columns)?;
+        }
+        if self.payload.gives_terminal() {
+            fchown(io::stdin(), Some(self.payload.user.into()), None)?;
         }
         let program = CString::new(program.as_os_str().as_bytes())?;
         let arguments = arguments
@@ -66,12 +65,15 @@ impl PayloadExecutor {
             .map(|argument| CString::new(argument.as_bytes()))
             .collect::<Result<Vec<_>, _>>()?;
 
-        if self.payload.loads_with_privileges() {
+        let loads_with_privileges = self.payload.loads_with_privileges();
+        if loads_with_privileges {
             self.load_seccomp()?;
+        }
+        if self.payload.needs_privileges() {
             drop_privileges(&self.payload.capabilities, create_syscall().as_ref())?;
-            self.run_hooks()?;
-        } else {
-            self.run_hooks()?;
+        }
+        self.run_hooks()?;
+        if !loads_with_privileges {
             self.load_seccomp()?;
         }
         sys::default_sigpipe()?;
