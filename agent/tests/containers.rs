@@ -533,7 +533,8 @@ fn a_terminal_carries_both_ways_and_has_a_size() -> TestResult {
 
         guest.containers.remove("c").await?;
         guest.started("d", &["sleep", "1000"]).await?;
-        let script = "stty size; echo $TERM; stat -L -c %u /proc/self/fd/0; grep CapEff /proc/self/status";
+        let script =
+            "stty size; echo $TERM; stat -L -c %u /proc/self/fd/0; grep CapEff /proc/self/status";
         let mut exec = process(&["sh", "-c", script]);
         exec["terminal"] = json!(true);
         exec["user"] = json!({ "uid": 1000, "gid": 1000 });
