@@ -147,3 +147,28 @@ fn a_path_that_climbs_out_of_the_bundle_stays_inside() {
     .unwrap();
     assert_eq!(hull.run(&bundle, "climb").expect(0).text(), "kept inside\n");
 }
+
+#[test]
+fn a_directory_is_listed_whole_with_itself_and_the_one_above() {
+    let hull = Hull::new();
+    let bundle = Bundle::shell("ls -a /many; stat -c %i / /many; ls -ai /many | head -n 2");
+    let many = bundle.rootfs().join("many");
+    fs::create_dir(&many).unwrap();
+    // More than one answer of the host's holds.
+    let mut names: Vec<String> = (0..3000)
+        .map(|number| format!("file-{number:04}"))
+        .collect();
+    for name in &names {
+        fs::write(many.join(name), "").unwrap();
+    }
+    names.splice(0..0, [".".to_owned(), "..".to_owned()]);
+    let text = hull.run(&bundle, "c").expect(0).text();
+    let lines: Vec<&str> = text.lines().collect();
+    let (listed, rest) = lines.split_at(names.len());
+    assert_eq!(listed, names);
+    let [root, own, first, second] = rest else {
+        panic!("{rest:?}");
+    };
+    assert_eq!(first.trim(), format!("{own} ."));
+    assert_eq!(second.trim(), format!("{root} .."));
+}

@@ -25,6 +25,10 @@ const VALIDITY: Duration = Duration::from_secs(1);
 
 /// The most that one listing may hold, in bytes: Linux asks for a page at a time, and each entry may open a file.
 const MAX_LISTING: u32 = 128 << 10;
+/// Where a listing goes on after "." and after "..", which are its first names. Offsets are the file system's own numbers;
+/// those of Linux's file systems are small, or hashes of which these are none.
+const AFTER_DOT: u64 = 0x7fff_ffff_ffff_fff1;
+const AFTER_DOTS: u64 = 0x7fff_ffff_ffff_fff2;
 /// XATTR_SIZE_MAX and XATTR_LIST_MAX of Linux.
 const MAX_XATTR: u32 = 64 << 10;
 
@@ -46,6 +50,15 @@ const FOPEN_NOFLUSH: u32 = 1 << 5;
 fn without_flush(options: OpenOptions) -> OpenOptions {
     // SAFETY: all bit patterns are valid for this wrapper of an integer, which goes to the guest as it is.
     unsafe { OpenOptions::from_bits_unchecked(options.bits() | FOPEN_NOFLUSH) }
+}
+
+fn directory(name: &[u8], ino: u64, offset: u64) -> DirEntry<'_> {
+    DirEntry {
+        ino,
+        offset,
+        type_: libc::DT_DIR.into(),
+        name,
+    }
 }
 
 /// A directory of the host and all that lies below it, other mounts included, also those made later.
@@ -101,6 +114,36 @@ impl SharedDirectory {
             descriptors,
             announces_submounts: AtomicBool::new(false),
         })
+    }
+
+    /// Adds "." and ".." to a listing, which the passthrough file system leaves out, if they come at `offset` or after it.
+    /// Gives where the host's listing goes on; nothing if there is no room for more.
+    fn add_dots(
+        &self,
+        context: &Context,
+        inode: Inode,
+        offset: u64,
+        add: &mut dyn FnMut(DirEntry<'_>) -> io::Result<usize>,
+    ) -> io::Result<Option<u64>> {
+        match offset {
+            0 | AFTER_DOT => {}
+            AFTER_DOTS => return Ok(Some(0)),
+            offset => return Ok(Some(offset)),
+        }
+        let own = self.files.getattr(context, inode, None)?.0.st_ino;
+        if offset == 0 && add(directory(b".", own, AFTER_DOT))? == 0 {
+            return Ok(None);
+        }
+        // One that was removed has none.
+        let parent = match self.files.lookup(context, inode, c"..") {
+            Ok(entry) => {
+                self.files.forget(context, entry.inode, 1);
+                entry.attr.st_ino
+            }
+            Err(_) => own,
+        };
+        let room = add(directory(b"..", parent, AFTER_DOTS))?;
+        Ok((room > 0).then_some(0))
     }
 
     /// Whether a request may open more files, now that so many are open.
@@ -265,6 +308,9 @@ impl FileSystem for SharedDirectory {
         add_entry: &mut dyn FnMut(DirEntry<'_>) -> io::Result<usize>,
     ) -> io::Result<()> {
         let size = size.min(MAX_LISTING);
+        let Some(offset) = self.add_dots(context, inode, offset, add_entry)? else {
+            return Ok(());
+        };
         let mut add = |name: DirEntry<'_>, entry: Entry| {
             let added = add_entry(name);
             // It is forgotten for us if it did not fit.
@@ -287,6 +333,11 @@ impl FileSystem for SharedDirectory {
         add_entry: &mut dyn FnMut(DirEntry<'_>, Entry) -> io::Result<usize>,
     ) -> io::Result<()> {
         let size = size.min(MAX_LISTING);
+        // The guest's kernel looks for no node of theirs.
+        let mut add_dot = |name: DirEntry<'_>| add_entry(name, Entry::default());
+        let Some(offset) = self.add_dots(context, inode, offset, &mut add_dot)? else {
+            return Ok(());
+        };
         let mut add = |name: DirEntry<'_>, entry: Entry| {
             let child = entry.inode;
             let added = self

@@ -139,18 +139,27 @@ fn files_belong_to_the_user_who_makes_them() {
 #[test]
 fn listings_and_attributes_have_the_same_inode_numbers() {
     let directory = tempfile::tempdir().expect("temporary directory");
-    for name in ["a", "b", "c"] {
+    for name in ["a", "b"] {
         fs::write(directory.path().join(name), "").expect("write");
     }
+    fs::create_dir_all(directory.path().join("d/e")).expect("directories");
     let mut guest = Guest::new(directory.path());
     for op in [Opcode::Readdir, Opcode::Readdirplus] {
         let names = guest.list(ROOT_ID, op);
-        assert_eq!(names.len(), 3);
+        assert_eq!(names.len(), 5);
         for (name, ino) in names {
-            let found = guest.lookup(ROOT_ID, &name).expect("look up");
-            assert_eq!(found.attr.ino, ino, "{name}");
+            // The directory that is shared has nothing above it.
+            let ino_of = match name.as_str() {
+                "." | ".." => directory.path().metadata().expect("metadata").ino(),
+                name => guest.lookup(ROOT_ID, name).expect("look up").attr.ino,
+            };
+            assert_eq!(ino_of, ino, "{name}");
         }
     }
+    let below = guest.lookup(ROOT_ID, "d").expect("look up").nodeid;
+    let names = guest.list(below, Opcode::Readdirplus);
+    let names: Vec<&str> = names.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, [".", "..", "e"]);
 }
 
 #[test]
@@ -215,7 +224,7 @@ fn mounts_that_appear_later_are_announced_and_crossed() {
         assert_ne!(guest.walk("again/file").nodeid, file.nodeid);
 
         let listed = guest.list(ROOT_ID, Opcode::Readdirplus);
-        assert_eq!(listed.len(), 2);
+        assert_eq!(listed.len(), 4);
         let handle = guest.open(file.nodeid).expect("open");
         assert_eq!(guest.read(file.nodeid, handle, 0, 100).body, b"inside");
     })
