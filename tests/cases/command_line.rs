@@ -486,12 +486,6 @@ fn what_a_vm_cannot_do_is_refused_in_words() {
         ("restore c", 1, "cannot be checkpointed"),
         ("--rootless true list", 1, "hull runs as root"),
         ("spec --rootless", 1, "hull runs as root"),
-        ("run --preserve-fds 1 c", 1, "cannot be handed into a VM"),
-        (
-            "exec --preserve-fds 1 c true",
-            255,
-            "cannot be handed into a VM",
-        ),
         ("exec --apparmor a c true", 255, "no AppArmor"),
         ("exec --process-label l c true", 255, "no SELinux"),
         ("exec --cgroup g c true", 255, "the container's own cgroup"),
