@@ -630,10 +630,11 @@ fn all_processes_of_a_container_are_listed_signalled_paused_and_killed() -> Test
 #[test]
 fn read_only_and_masked_paths_and_tmpfs_mounts_hold() -> TestResult {
     on_a_guest(async |guest| {
-        let script = "touch /x 2>&1; echo 1 > /proc/sys/kernel/panic; cat /proc/kcore | wc -c; touch /scratch/a && echo ok; \
+        let script = "touch /x /dev/x 2>&1; echo into > /dev/null; echo 1 > /proc/sys/kernel/panic; cat /proc/kcore | wc -c; touch /scratch/a && echo ok; \
                       mount | grep -c 'on /scratch type tmpfs .*size=1024k'";
         let mut config = guest.config(&["sh", "-c", script]);
         config["root"]["readonly"] = json!(true);
+        config["mounts"][1]["options"] = json!(["mode=755", "ro"]);
         config["linux"]["maskedPaths"] = json!(["/proc/kcore"]);
         config["linux"]["readonlyPaths"] = json!(["/proc/sys"]);
         let mounts = config["mounts"].as_array_mut().ok_or("mounts")?;
@@ -643,7 +644,7 @@ fn read_only_and_masked_paths_and_tmpfs_mounts_hold() -> TestResult {
         let text = String::from_utf8(run.stdout)?;
         assert_eq!(
             text,
-            "touch: /x: Read-only file system\n0\nok\n1\n",
+            "touch: /x: Read-only file system\ntouch: /dev/x: Read-only file system\n0\nok\n1\n",
             "{}",
             String::from_utf8_lossy(&run.stderr)
         );

@@ -146,6 +146,11 @@ pub fn for_guest(json: &[u8], id: &str, guest: &Guest) -> Result<GuestSpec, Spec
         .and_then(|resources| resources.devices_mut().take())
         .unwrap_or_default();
     confine(&mut linux, id, guest)?;
+    if has_readonly_dev(&spec) {
+        let mut paths = linux.readonly_paths().clone().unwrap_or_default();
+        paths.push("/dev".to_owned());
+        linux.set_readonly_paths(Some(paths));
+    }
     spec.set_linux(Some(linux));
 
     let process = spec
@@ -251,6 +256,15 @@ fn refuse_notify(profile: &LinuxSeccomp) -> Result<(), SpecError> {
         return Err(SpecError::Unsupported("seccomp's SCMP_ACT_NOTIFY"));
     }
     Ok(())
+}
+
+/// Whether `/dev` is to be read-only: `libcontainer` makes it writable, for the devices in it, and leaves it so.
+fn has_readonly_dev(spec: &Spec) -> bool {
+    let mut mounts = spec.mounts().iter().flatten();
+    mounts.any(|mount| {
+        let mut options = mount.options().iter().flatten();
+        mount.destination() == Path::new("/dev") && options.any(|option| option == "ro")
+    })
 }
 
 fn take_network_sysctls(linux: &mut Linux) -> Result<Vec<(String, String)>, SpecError> {
