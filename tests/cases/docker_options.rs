@@ -1,6 +1,5 @@
 //! The options of `docker run`, and the commands for a container that runs.
 
-use std::io::Write;
 use std::process::{Child, Command, Stdio};
 
 use hull_tests::command::{Finished, eventually, finish, wait};
@@ -238,30 +237,7 @@ fn containers_of_one_vm_share_processes_and_memory() {
 
 #[test]
 fn a_container_is_attached_to_and_committed() {
-    let docker = Engine::docker();
-    let container = docker.start(
-        &["--interactive"],
-        "while read line && [ $line != end ]; do echo got $line; echo $line >> /lines; done; exit 5",
-    );
-    let mut attach = Command::new("docker")
-        .args(["attach", &container])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut input = attach.stdin.take().unwrap();
-    input.write_all(b"word\n").unwrap();
-    assert!(eventually(
-        || docker.ok(&["logs", &container]) == "got word\n"
-    ));
-    let image = format!("case-committed-{}", std::process::id());
-    docker.ok(&["commit", &container, &image]);
-    input.write_all(b"end\n").unwrap();
-    assert_eq!(docker.ok(&["wait", &container]), "5\n");
-    wait(&mut attach).expect("attach ends with the container");
-    let words = ["run", "--rm", "--runtime", "hull", &image, "cat", "/lines"];
-    assert_eq!(docker.ok(&words), "word\n");
-    docker.ok(&["rmi", &image]);
+    Engine::docker().attaches_to_a_container_and_commits_it();
 }
 
 #[test]

@@ -1,11 +1,10 @@
 //! The commands of Podman for a container that runs: attach, commit, cp, exec, health checks, logs, pause, restart, stats,
 //! top, update, wait; and what such a container tells a service manager.
 
-use std::io::Write;
 use std::os::unix::net::UnixDatagram;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use hull_tests::command::{LIMIT, eventually, finish, wait};
+use hull_tests::command::{LIMIT, eventually, finish};
 use hull_tests::{Bundle, Engine, LeakCheck, run};
 
 #[test]
@@ -84,30 +83,7 @@ fn top_shows_the_processes_of_the_guest() {
 
 #[test]
 fn a_container_is_attached_to_and_committed() {
-    let podman = Engine::podman();
-    let container = podman.start(
-        &["--interactive"],
-        "while read line && [ $line != end ]; do echo got $line; echo $line >> /lines; done; exit 5",
-    );
-    let mut attach = Command::new("podman")
-        .args(["attach", "--sig-proxy=false", &container])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut input = attach.stdin.take().unwrap();
-    input.write_all(b"word\n").unwrap();
-    assert!(eventually(
-        || podman.ok(&["logs", &container]) == "got word\n"
-    ));
-    let image = format!("localhost/case-committed-{}", std::process::id());
-    podman.ok(&["commit", "--quiet", &container, &image]);
-    input.write_all(b"end\n").unwrap();
-    assert_eq!(podman.ok(&["wait", &container]), "5\n");
-    wait(&mut attach).expect("attach ends with the container");
-    let words = ["--runtime", "hull", "run", "--rm", &image, "cat", "/lines"];
-    assert_eq!(podman.ok(&words), "word\n");
-    podman.ok(&["rmi", &image]);
+    Engine::podman().attaches_to_a_container_and_commits_it();
 }
 
 #[test]

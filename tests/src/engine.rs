@@ -1,12 +1,14 @@
 //! The container engines of the machine, Docker and Podman, with hull as their runtime.
 
 use std::cell::RefCell;
+use std::io::Write;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use serde_json::json;
 use tempfile::{NamedTempFile, TempDir};
 
-use crate::command::{Finished, eventually, run, undo};
+use crate::command::{Finished, eventually, run, undo, wait};
 use crate::unique;
 
 /// The command line of an engine. When it goes, the pods, containers and networks go that were made by it.
@@ -218,6 +220,36 @@ impl Engine {
         assert!(eventually(|| {
             self.ok(&["inspect", "--format", state, &container]) == "1 4 exited\n"
         }));
+    }
+
+    /// What is written to a container that was attached to arrives, and what it has made is in an image of it.
+    ///
+    /// # Panics
+    /// It does not, or is not.
+    #[track_caller]
+    pub fn attaches_to_a_container_and_commits_it(&self) {
+        let container = self.start(
+            &["--interactive"],
+            "while read line && [ $line != end ]; do echo got $line; echo $line >> /lines; done; exit 5",
+        );
+        let mut attach = Command::new(self.program)
+            .args(["attach", "--sig-proxy=false", &container])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("the engine");
+        let mut input = attach.stdin.take().expect("piped");
+        input.write_all(b"word\n").expect("attached");
+        assert!(eventually(|| self.ok(&["logs", &container]) == "got word\n"));
+        let image = format!("localhost/{}", unique("committed"));
+        self.ok(&["commit", &container, &image]);
+        input.write_all(b"end\n").expect("attached");
+        assert_eq!(self.ok(&["wait", &container]), "5\n");
+        wait(&mut attach).expect("attach ends with the container");
+        let of_image = [image.as_str(), "cat", "/lines"];
+        let run = [self.global, &["run", "--rm"], self.run, &of_image].concat();
+        assert_eq!(self.ok(&run), "word\n");
+        self.ok(&["rmi", &image]);
     }
 
     /// Removes a container by force.

@@ -3,12 +3,9 @@
 use std::os::fd::RawFd;
 
 use anyhow::bail;
+use hull_agent_protocol::stdio::FIRST_FILE;
 use hull_runtime::process_proxy::InheritedFile;
-
-/// The first descriptor after the stdio.
-const FIRST: RawFd = 3;
-/// The most that go with one message to a process proxy.
-const MAX: u32 = 32;
+use hull_vmm_protocol::control::MAX_FDS;
 
 /// The open files of a process that is to be made.
 #[derive(Debug, Default)]
@@ -23,11 +20,12 @@ impl Inherited {
     /// yet.
     pub(super) fn take(listening: u32, preserved: u32) -> anyhow::Result<Self> {
         let count = listening.saturating_add(preserved);
-        if count > MAX {
-            bail!("{count} open files are to be handed on, and {MAX} are the most");
+        // All go with one message to the process proxy.
+        if usize::try_from(count)? > MAX_FDS {
+            bail!("{count} open files are to be handed on, and {MAX_FDS} are the most");
         }
-        let count = RawFd::try_from(count)?;
-        let files = (FIRST..FIRST + count)
+        let first = RawFd::try_from(FIRST_FILE)?;
+        let files = (first..first + RawFd::try_from(count)?)
             .map(InheritedFile::take)
             .collect::<Result<_, _>>()?;
         Ok(Self {

@@ -79,6 +79,26 @@ pub fn split<'m>(memory: &'m GuestMemory, chain: Chain<'m>) -> Result<Exchange<'
     Ok(exchange)
 }
 
+/// Copies from the front of `pieces`; gives how many bytes there were for `bytes`.
+pub fn read_front(pieces: &[VolatileSlice<'_>], bytes: &mut [u8]) -> usize {
+    let mut done = 0;
+    for piece in pieces {
+        done += piece.copy_to(&mut bytes[done..]);
+    }
+    done
+}
+
+/// Copies to the front of `pieces`; gives how many of `bytes` found room.
+pub fn write_front(pieces: &[VolatileSlice<'_>], bytes: &[u8]) -> usize {
+    let mut done = 0;
+    for piece in pieces {
+        let length = piece.len().min(bytes.len() - done);
+        piece.copy_from(&bytes[done..done + length]);
+        done += length;
+    }
+    done
+}
+
 fn gather<'m>(
     memory: &'m GuestMemory,
     chain: Chain<'m>,

@@ -7,7 +7,7 @@ use vm_memory::VolatileSlice;
 
 use super::backend::Disk;
 use super::{MAX_DATA, MAX_RANGE_SECTORS, MAX_RANGES, SECTOR};
-use crate::devices::virtio::buffers::{ChainError, Exchange, split};
+use crate::devices::virtio::buffers::{ChainError, Exchange, read_front, split, write_front};
 use crate::devices::virtio::queue_service::Answer;
 use crate::devices::virtio::ring::{Chain, RingError};
 use crate::memory::GuestMemory;
@@ -90,7 +90,7 @@ impl Requests {
                 self.disk.flush()?;
                 Ok(0)
             }
-            request_type::GET_ID => Ok(write(&answer, &self.name)),
+            request_type::GET_ID => Ok(write_front(&answer, &self.name)),
             request_type::DISCARD => {
                 self.on_ranges(&request, |offset, length, flags| match flags {
                     0 => Ok(self.disk.discard(offset, length)?),
@@ -140,7 +140,7 @@ impl Requests {
         if !length.is_multiple_of(RANGE) || length > bytes.len() {
             return Err(Refusal::IoError);
         }
-        read(request, &mut bytes);
+        read_front(request, &mut bytes);
         let mut ranges = Vec::new();
         for range in bytes[..length].chunks_exact(RANGE) {
             let sectors = le32(range, 8);
@@ -175,7 +175,7 @@ impl Answer for Requests {
         } = split(memory, chain)?;
         let status = take_last_byte(&mut answer).ok_or(RequestError::NoStatus)?;
         let mut header = [0; HEADER];
-        let outcome = if read(&request, &mut header) == HEADER {
+        let outcome = if read_front(&request, &mut header) == HEADER {
             drop_front(&mut request, HEADER);
             self.serve(header, request, answer)
         } else {
@@ -215,26 +215,6 @@ fn le32(bytes: &[u8], at: usize) -> u32 {
 
 fn length_of(pieces: &[VolatileSlice<'_>]) -> usize {
     pieces.iter().map(VolatileSlice::len).sum()
-}
-
-/// Copies from the front of `pieces`; gives how many bytes there were for `bytes`.
-fn read(pieces: &[VolatileSlice<'_>], bytes: &mut [u8]) -> usize {
-    let mut done = 0;
-    for piece in pieces {
-        done += piece.copy_to(&mut bytes[done..]);
-    }
-    done
-}
-
-/// Copies to the front of `pieces`; gives how many bytes of `bytes` found room.
-fn write(pieces: &[VolatileSlice<'_>], bytes: &[u8]) -> usize {
-    let mut done = 0;
-    for piece in pieces {
-        let length = piece.len().min(bytes.len() - done);
-        piece.copy_from(&bytes[done..done + length]);
-        done += length;
-    }
-    done
 }
 
 /// Takes `count` bytes away from the front of pieces that have as many.

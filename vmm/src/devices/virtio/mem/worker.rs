@@ -3,10 +3,8 @@
 use std::io;
 use std::sync::Arc;
 
-use vm_memory::VolatileSlice;
-
 use super::backend::{BlockState, Region, Verdict};
-use crate::devices::virtio::buffers::{ChainError, Exchange, split};
+use crate::devices::virtio::buffers::{ChainError, Exchange, read_front, split, write_front};
 use crate::devices::virtio::queue_service::Answer;
 use crate::devices::virtio::ring::{Chain, RingError};
 use crate::memory::GuestMemory;
@@ -91,7 +89,7 @@ impl Answer for Requests {
         let Exchange { request, answer } = split(memory, chain)?;
         let mut bytes = [0; REQUEST];
         // A request to unplug all, whose address and number mean nothing, may be shorter.
-        let read = copy(&request, &mut bytes, |piece, part| piece.copy_to(part));
+        let read = read_front(&request, &mut bytes);
         let (kind, state) = if read < size_of::<u16>() {
             (AnswerType::Error, BlockState::Plugged)
         } else {
@@ -100,28 +98,10 @@ impl Answer for Requests {
         let mut bytes = [0; ANSWER];
         bytes[..2].copy_from_slice(&(kind as u16).to_le_bytes());
         bytes[8..].copy_from_slice(&(state as u16).to_le_bytes());
-        let written = copy(&answer, &mut bytes, |piece, part| {
-            let length = piece.len().min(part.len());
-            piece.copy_from(&part[..length]);
-            length
-        });
+        let written = write_front(&answer, &bytes);
         // At most ANSWER.
         Ok(u32::try_from(written).unwrap_or(u32::MAX))
     }
-}
-
-/// Moves bytes between `pieces` and `bytes`, in this order, by `transfer`, which gives how many it moved; gives how
-/// many that were.
-fn copy(
-    pieces: &[VolatileSlice<'_>],
-    bytes: &mut [u8],
-    transfer: impl Fn(&VolatileSlice<'_>, &mut [u8]) -> usize,
-) -> usize {
-    let mut done = 0;
-    for piece in pieces {
-        done += transfer(piece, &mut bytes[done..]);
-    }
-    done
 }
 
 /// Why the queue is not served any more.
