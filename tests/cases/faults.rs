@@ -10,8 +10,7 @@ use std::time::Instant;
 use hull_tests::command::{eventually, wait};
 use hull_tests::hull::vmm_of;
 use hull_tests::interruption::{Interrupted, run_until_step};
-use hull_tests::{Bundle, Engine, Finished, Hull, LeakCheck, Netns, run};
-use nix::sys::prctl::set_child_subreaper;
+use hull_tests::{Bundle, Engine, Finished, Hull, LeakCheck, Netns, Subreaper, run};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -301,7 +300,7 @@ fn kill_vmm(pid: i32) -> Instant {
 fn a_killed_vmm_gives_137_to_every_caller_and_leaves_stopped_containers() {
     let ground = Ground::new();
     // Two containers in one VM: one whose caller is hull's, and one whose caller waits for its proxy.
-    set_child_subreaper(true).expect("subreaper");
+    let subreaper = Subreaper::new();
     let (hull, bundle) = (&ground.hull, &ground.bundle);
     let speaking = Bundle::shell("echo there; sleep 1000").in_netns(&ground.container.path());
     std::thread::scope(|scope| {
@@ -340,7 +339,7 @@ fn a_killed_vmm_gives_137_to_every_caller_and_leaves_stopped_containers() {
         );
         assert_eq!(outcome(executed, "exec", killed), 137);
     });
-    set_child_subreaper(false).expect("subreaper");
+    drop(subreaper);
     hull.hull(&["kill", "second", "KILL"])
         .expect_error(&["not running"]);
     hull.hull(&["exec", "second", "true"])

@@ -10,8 +10,7 @@ use std::time::Instant;
 
 use hull_tests::command::{eventually, wait};
 use hull_tests::hull::pids_of;
-use hull_tests::{Bundle, Hull, LeakCheck};
-use nix::sys::prctl::set_child_subreaper;
+use hull_tests::{Bundle, Hull, LeakCheck, Subreaper};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -57,7 +56,7 @@ fn containers_of_many_callers_end_with_their_codes_and_leave_nothing() {
     let hull = Hull::with_options(&["--config", config.path().to_str().unwrap()]);
     let start = Instant::now();
     let (count, callers) = (load(6, 50), load(3, 8));
-    set_child_subreaper(true).expect("subreaper");
+    let subreaper = Subreaper::new();
     in_parallel(callers, count, |number| {
         let id = format!("load{number}");
         // None that hull fails with.
@@ -78,7 +77,7 @@ fn containers_of_many_callers_end_with_their_codes_and_leave_nothing() {
         };
         assert_eq!(output, format!("{number}\n"));
     });
-    set_child_subreaper(false).expect("subreaper");
+    drop(subreaper);
     leaks.nothing_left(&hull.root());
     println!(
         "{count} containers by {callers} callers: {:?}",

@@ -13,6 +13,7 @@ pub mod hull;
 pub mod interruption;
 pub mod leaks;
 pub mod netns;
+pub mod subreaper;
 pub mod systemd;
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -23,6 +24,7 @@ pub use engine::Engine;
 pub use hull::Hull;
 pub use leaks::LeakCheck;
 pub use netns::Netns;
+pub use subreaper::Subreaper;
 pub use systemd::Systemd;
 
 /// A name that nothing else of this machine has.
