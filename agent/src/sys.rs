@@ -294,3 +294,33 @@ pub(crate) fn link_program(
     };
     bpf_descriptor(BPF_LINK_CREATE, &link)
 }
+
+/// Loads a seccomp filter, which is this thread's from now on and that of whatever it starts.
+///
+/// # Errors
+/// seccomp(2).
+#[allow(unsafe_code)]
+pub(crate) fn load_seccomp_filter(
+    filter: &[libc::sock_filter],
+    flags: libc::c_ulong,
+) -> io::Result<()> {
+    let too_long = |_| io::Error::from_raw_os_error(libc::E2BIG);
+    let program = libc::sock_fprog {
+        len: u16::try_from(filter.len()).map_err(too_long)?,
+        filter: filter.as_ptr().cast_mut(),
+    };
+    // SAFETY: the kernel copies `len` instructions, which outlive the call, and writes none.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            &raw const program,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

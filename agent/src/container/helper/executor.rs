@@ -8,19 +8,19 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use libcontainer::capabilities::drop_privileges;
-use libcontainer::seccomp::initialize_seccomp;
 use libcontainer::syscall::syscall::create_syscall;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access, execve, fchown};
 use oci_spec::runtime::{Capability, Hook, Process, Spec};
 
-use super::Failure;
+use super::{Failure, seccomp};
 use crate::container::spec::Payload;
 use crate::sys;
 
@@ -72,10 +72,10 @@ impl PayloadExecutor {
         if self.payload.needs_privileges() {
             drop_privileges(&self.payload.capabilities, create_syscall().as_ref())?;
         }
-        self.run_hooks()?;
         if !loads_with_privileges {
             self.load_seccomp()?;
         }
+        self.run_hooks()?;
         sys::default_sigpipe()?;
         match execve(&program, &arguments, &environment(process)?) {
             Ok(never) => Ok(never),
@@ -85,13 +85,13 @@ impl PayloadExecutor {
 
     fn load_seccomp(&self) -> Result<(), Box<dyn std::error::Error>> {
         if let Some(profile) = &self.payload.seccomp {
-            initialize_seccomp(profile)?;
+            seccomp::load(profile)?;
         }
         Ok(())
     }
 
     /// startContainer hooks run in the container, after "start" and before the program (runtime specification, §
-    /// POSIX-platform Hooks); they read the state on stdin.
+    /// POSIX-platform Hooks), and as under runc with all that the program is to have; they read the state on stdin.
     fn run_hooks(&self) -> Result<(), Box<dyn std::error::Error>> {
         let state = serde_json::json!({
             "ociVersion": "1.0.2",
@@ -101,9 +101,10 @@ impl PayloadExecutor {
             "bundle": "/",
         })
         .to_string();
-        for hook in &self.payload.start_hooks {
-            run_hook(hook, &state)
-                .map_err(|error| format!("startContainer hook {:?}: {error}", hook.path()))?;
+        for (index, hook) in self.payload.start_hooks.iter().enumerate() {
+            run_hook(hook, &state).map_err(|error| {
+                format!("error running startContainer hook #{index}: error running hook: {error}")
+            })?;
         }
         Ok(())
     }
@@ -226,7 +227,6 @@ fn overrides_permissions(process: &Process) -> bool {
 fn run_hook(hook: &Hook, state: &str) -> Result<(), Box<dyn std::error::Error>> {
     let mut command = Command::new(hook.path());
     if let Some((name, arguments)) = hook.args().as_deref().and_then(<[String]>::split_first) {
-        use std::os::unix::process::CommandExt;
         command.arg0(name).args(arguments);
     }
     let environment: HashMap<_, _> = match hook.env() {

@@ -9,6 +9,7 @@
 //! [`run`] is the agent's side, [`main`] the helper's.
 
 mod executor;
+mod seccomp;
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, IoSlice, Read, Write};
