@@ -14,6 +14,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::erratum;
 use super::qemu::{self, Qemu};
 use super::ssh::{self, Connection, Terminal};
 use crate::cache::Fingerprint;
@@ -32,6 +33,7 @@ const KNOWN_HOSTS: &str = "known_hosts";
 const KERNEL: &str = "vmlinuz";
 const INITRD: &str = "initrd.cpio";
 const TREE: &str = "tree";
+const QEMU: &str = "qemu-system-x86_64";
 
 /// In a tree.
 const BUSYBOX: &str = "usr/bin/busybox";
@@ -102,6 +104,11 @@ impl Image {
         Tree(self.directory.join(TREE))
     }
 
+    /// The words that start QEMU, which is a repaired copy of the tree's.
+    pub(super) fn qemu(&self) -> [PathBuf; 4] {
+        self.tree().with_its_libraries(self.directory.join(QEMU))
+    }
+
     pub(super) fn kernel(&self) -> PathBuf {
         self.directory.join(KERNEL)
     }
@@ -142,18 +149,22 @@ impl Tree {
         self.0.join(path)
     }
 
-    /// The words that start a program of the tree with the tree's dynamic linker and libraries.
-    pub(super) fn program(&self, name: &str) -> [PathBuf; 4] {
+    fn program(&self, name: &str) -> PathBuf {
+        self.path("usr/bin").join(name)
+    }
+
+    /// The words that start `program` with the tree's dynamic linker and libraries.
+    fn with_its_libraries(&self, program: PathBuf) -> [PathBuf; 4] {
         [
             self.path("usr/lib64/ld-linux-x86-64.so.2"),
             PathBuf::from("--library-path"),
             self.path("usr/lib/x86_64-linux-gnu"),
-            self.path("usr/bin").join(name),
+            program,
         ]
     }
 
     fn overlay(&self, below: &Path, format: &str, disk: &Path) -> Result<()> {
-        let [linker, further @ ..] = self.program("qemu-img");
+        let [linker, further @ ..] = self.with_its_libraries(self.program("qemu-img"));
         command::quiet(
             Command::new(linker)
                 .args(further)
@@ -203,6 +214,7 @@ fn image_name(inputs: &Path, tree: &str, qemu: &str) -> Result<String> {
     if qemu != tree {
         inputs_of_image.add("qemu", qemu);
     }
+    inputs_of_image.add("erratum", erratum::NAME);
     inputs_of_image.add("machine", qemu::MACHINE.join(" "));
     inputs_of_image.add_file("initrd-init", &inputs.join("initrd-init"))?;
     for file in files(&inputs.join("machine"))? {
@@ -274,6 +286,7 @@ fn make_image(inputs: &Path, tree: &Tree, qemu: &str, directory: &Path) -> Resul
     symlink(Path::new("..").join(qemu), directory.join(TREE))?;
     let kernel = image.tree().kernel()?;
     fs::copy(&kernel.file, image.kernel())?;
+    copy_qemu(&image)?;
 
     progress.say("making its initrd and its disk");
     make_initrd(inputs, &image, &kernel)?;
@@ -292,6 +305,20 @@ fn make_image(inputs: &Path, tree: &Tree, qemu: &str, directory: &Path) -> Resul
     progress.say("saving its state");
     machine.save(&image.state())?;
     progress.finish("ready");
+    Ok(())
+}
+
+/// Takes QEMU from the tree without the fault that kills guests.
+fn copy_qemu(image: &Image) -> Result<()> {
+    let mut program = fs::read(image.tree().program(QEMU))?;
+    if !erratum::repair(&mut program) {
+        eprintln!(
+            "this QEMU is not the one whose SVM erratum is known: if it has it too, one guest in some hundred dies as it boots"
+        );
+    }
+    let copy = image.directory().join(QEMU);
+    fs::write(&copy, program)?;
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755))?;
     Ok(())
 }
 

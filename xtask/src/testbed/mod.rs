@@ -7,6 +7,7 @@
 //! What goes into the machine is in `tests/testbed/`.
 
 pub(crate) mod cases;
+mod erratum;
 mod image;
 pub(crate) mod instance;
 pub(crate) mod keeper;

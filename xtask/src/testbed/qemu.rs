@@ -17,11 +17,13 @@ use crate::{command, workspace};
 /// The machine, apart from the paths of its files. A saved state fits only the line that it was saved with.
 ///
 /// `-erms,-fsrm`: without the string instructions, page faults are 3.6 times faster. `restrict=on`: nothing in the
-/// machine reaches a network outside it.
+/// machine reaches a network outside it. `-d cpu_reset`: a triple fault of the machine itself is in QEMU's log.
 pub(super) const MACHINE: &[&str] = &[
     "-nodefaults",
     "-no-user-config",
     "-no-reboot",
+    "-d",
+    "cpu_reset",
     "-display",
     "none",
     "-accel",
@@ -85,7 +87,7 @@ impl Qemu {
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL", "--"])
-            .args(image.tree().program("qemu-system-x86_64"))
+            .args(image.qemu())
             .arg("-L")
             .arg(image.tree().path("usr/share/qemu"))
             .arg("-L")
