@@ -13,7 +13,7 @@ use std::thread;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::place::{self, Place};
-use super::ssh::Terminal;
+use super::ssh::{self, Terminal};
 use super::{Image, Instance};
 use crate::command;
 use crate::debian::Release;
@@ -259,7 +259,13 @@ fn in_machine(
                 .stdin(Stdio::null()),
         );
         fs::remove_file(handed_over)?;
-        outcomes.push(outcome?);
+        let outcome = outcome?;
+        if outcome.1 == ssh::LOST
+            && let Some(end) = machine.its_end()?
+        {
+            bail!("the machine is lost with the cases that ran in it: {end}");
+        }
+        outcomes.push(outcome);
     }
     let machine = machine.into_instance();
     if !selection.keep {

@@ -5,8 +5,8 @@
 //! `cs->exception_index = vector`). When somebody then asks the CPU to leave its loop, and no interrupt comes of it, QEMU takes that
 //! for an exception and delivers it: the guest has the interrupt twice, the second time with interrupts off, at the
 //! first instruction of the handler of the first. Linux does not survive that: it runs without its per-CPU base, until
-//! a panic, a triple fault or a hang. It is rare with one thread per CPU, one boot in some hundred, and more frequent the
-//! busier the host is.
+//! a panic, a triple fault or a hang. With one thread for all CPUs, whose turns are ended in that way, it was one slow boot in four;
+//! with one thread per CPU it is rarer.
 //!
 //! The variable is read by nothing else on this way, so leaving out the one instruction that writes it is the repair.
 

@@ -335,7 +335,9 @@ fn warm_up(image: &Image, machine: &mut Qemu, progress: &mut Progress) -> Result
         if command::quiet(&mut ssh).is_ok() {
             break;
         }
-        ensure!(machine.runs()?, "it ended while booting");
+        if let Some(status) = machine.ended()? {
+            bail!("it ended while booting: {status}");
+        }
         ensure!(start.elapsed().as_secs() < 300, "it does not boot");
         progress.tick(|| "booting".to_owned());
         std::thread::sleep(std::time::Duration::from_millis(500));

@@ -11,6 +11,7 @@ use std::io::{self, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -26,6 +27,9 @@ use crate::debian::Release;
 use crate::{cache, command, workspace};
 
 const END_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long after a machine's end its keeper may still be about to say so.
+const KEEPERS_MOMENT: Duration = Duration::from_secs(3);
 
 /// The variables that reach commands in the machine, by the start of their names; not those that are about this host.
 const PASSED_VARIABLES: [&str; 2] = ["HULL_", "RUST_"];
@@ -215,7 +219,7 @@ impl Instance {
                 "the keeper {pid} of the instance {} does not end",
                 self.name
             );
-            std::thread::sleep(Duration::from_millis(10));
+            sleep(Duration::from_millis(10));
         }
         Ok(())
     }
@@ -274,6 +278,19 @@ impl InUse {
     /// The instance, which is no longer in use.
     pub(crate) fn into_instance(self) -> Instance {
         self.instance
+    }
+
+    /// What the keeper said, if the machine has ended by itself while it was in use. Waits a moment for that.
+    pub(crate) fn its_end(&self) -> Result<Option<String>> {
+        let start = Instant::now();
+        while start.elapsed() < KEEPERS_MOMENT {
+            if !self.instance.is_alive()? {
+                let log = self.instance.directory.join("keeper.log");
+                return Ok(Some(qemu::tail(&log)));
+            }
+            sleep(Duration::from_millis(100));
+        }
+        Ok(None)
     }
 
     /// The host's side of the machine's directory /hull/out.

@@ -46,7 +46,10 @@ pub(crate) fn keep(name: &str, image: PathBuf) -> Result<()> {
     announce()?;
 
     let mut last_used = Instant::now();
-    while machine.runs()? {
+    let status = loop {
+        if let Some(status) = machine.ended()? {
+            break status;
+        }
         match locks::try_exclusive(&instance.use_lock())? {
             None => last_used = Instant::now(),
             Some(unused) if last_used.elapsed() > IDLE_LIMIT => {
@@ -56,8 +59,11 @@ pub(crate) fn keep(name: &str, image: PathBuf) -> Result<()> {
             Some(_unused) => {}
         }
         sleep(CHECK_INTERVAL);
-    }
-    eprintln!("the machine has ended by itself\n{}", machine.said());
+    };
+    eprintln!(
+        "the machine has ended by itself: {status}\n{}",
+        machine.said()
+    );
     Ok(())
 }
 

@@ -14,6 +14,9 @@ use crate::command;
 /// What every command in the machine starts from.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// ssh's exit code when it has lost the machine, or cannot reach it.
+pub(super) const LOST: i32 = 255;
+
 /// How to reach the sshd of one machine.
 #[derive(Clone, Copy)]
 pub(super) struct Connection<'a> {
