@@ -139,7 +139,7 @@ fn a_process_has_open_files_beside_its_stdio() -> TestResult {
         let json = process(&["sh", "-c", script]).to_string();
         let exec = guest
             .containers
-            .exec("c", "e", json.as_bytes(), true, &files)
+            .exec("c", "e", json.as_bytes(), true, &files, "")
             .await?;
         let mut input = guest.open("file-3", "c", "e").await?;
         input.write_all(b"in\n").await?;
@@ -176,7 +176,7 @@ fn a_real_time_signal_reaches_and_ends_a_process() -> TestResult {
         let json = process(&["sleep", "1000"]).to_string();
         let exec = guest
             .containers
-            .exec("c", "e", json.as_bytes(), false, &[])
+            .exec("c", "e", json.as_bytes(), false, &[], "")
             .await?;
         let signal = libc::SIGRTMIN() + 3;
         guest
@@ -399,14 +399,21 @@ fn start_hooks_run_in_the_container_and_a_failing_one_ends_it() -> TestResult {
         assert_eq!(state["status"], "created");
         assert_eq!(state["pid"], 1);
 
-        config["hooks"] = json!({ "startContainer": [{ "path": "/bin/false" }] });
-        let run = guest.run_config(config, None).await?;
-        assert_eq!(run.status, 255);
-        let text = String::from_utf8(run.stderr)?;
-        assert!(
-            text.contains("startContainer hook \"/bin/false\""),
-            "{text}"
-        );
+        // It runs under the process's own profile.
+        config["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{ "names": ["mkdir"], "action": "SCMP_ACT_ERRNO" }],
+        });
+        let hook = json!({ "path": "/bin/mkdir", "args": ["mkdir", "/tmp/made"] });
+        config["hooks"] = json!({ "startContainer": [hook] });
+        for no_new_privileges in [true, false] {
+            config["process"]["noNewPrivileges"] = json!(no_new_privileges);
+            let run = guest.run_config(config.clone(), None).await?;
+            assert_eq!(run.status, 255);
+            let text = String::from_utf8(run.stderr)?;
+            let told = "error running startContainer hook #0: error running hook: exit status: 1";
+            assert!(text.contains(told), "{text}");
+        }
         Ok(())
     })
 }
@@ -542,7 +549,7 @@ fn a_terminal_carries_both_ways_and_has_a_size() -> TestResult {
         exec["env"] = json!(["PATH=/bin", "TERM=vt100"]);
         let process = guest
             .containers
-            .exec("d", "e", exec.to_string().as_bytes(), true, &[])
+            .exec("d", "e", exec.to_string().as_bytes(), true, &[], "")
             .await?;
         let mut terminal = guest.open("terminal", "d", "e").await?;
         assert_eq!(
@@ -630,7 +637,7 @@ fn all_processes_of_a_container_are_listed_signalled_paused_and_killed() -> Test
 #[test]
 fn read_only_and_masked_paths_and_tmpfs_mounts_hold() -> TestResult {
     on_a_guest(async |guest| {
-        let script = "touch /x /dev/x 2>&1; echo into > /dev/null; echo 1 > /proc/sys/kernel/panic; cat /proc/kcore | wc -c; touch /scratch/a && echo ok; \
+        let script = "touch /x /dev/x 2>&1; echo into > /dev/null && echo null; echo 1 > /proc/sys/kernel/panic; cat /proc/kcore | wc -c; touch /scratch/a && echo ok; \
                       mount | grep -c 'on /scratch type tmpfs .*size=1024k'";
         let mut config = guest.config(&["sh", "-c", script]);
         config["root"]["readonly"] = json!(true);
@@ -644,7 +651,7 @@ fn read_only_and_masked_paths_and_tmpfs_mounts_hold() -> TestResult {
         let text = String::from_utf8(run.stdout)?;
         assert_eq!(
             text,
-            "touch: /x: Read-only file system\ntouch: /dev/x: Read-only file system\n0\nok\n1\n",
+            "touch: /x: Read-only file system\ntouch: /dev/x: Read-only file system\nnull\n0\nok\n1\n",
             "{}",
             String::from_utf8_lossy(&run.stderr)
         );

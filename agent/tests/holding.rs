@@ -26,7 +26,7 @@ fn a_process_that_nobody_holds_any_more_is_killed() -> TestResult {
             json!({ "args": ["sleep", "1000"], "cwd": "/", "user": { "uid": 0, "gid": 0 } });
         let executed = guest
             .containers
-            .exec("c", "e", process.to_string().as_bytes(), false, &[])
+            .exec("c", "e", process.to_string().as_bytes(), false, &[], "")
             .await?;
         let lease_of_first = guest.open("lease", "c", "").await?;
         drop(guest.open("lease", "c", "e").await?);

@@ -154,6 +154,7 @@ impl Container {
             files: Vec::new(),
             pid_file: None,
             ignore_paused: false,
+            cgroup: None,
         };
         let Executed { proxy, exec_id } = container::exec_detached(&self.runtime, &options)?;
         drop(options);

@@ -488,7 +488,7 @@ fn what_a_vm_cannot_do_is_refused_in_words() {
         ("spec --rootless", 1, "hull runs as root"),
         ("exec --apparmor a c true", 255, "no AppArmor"),
         ("exec --process-label l c true", 255, "no SELinux"),
-        ("exec --cgroup g c true", 255, "the container's own cgroup"),
+        ("exec --cgroup cpu:g c true", 255, "of version 2"),
         ("update --cpuset-mems 0 c", 1, "one memory node"),
         ("update --cpu-rt-period 1 c", 1, "no real-time limits"),
         ("update --cpu-rt-runtime 1 c", 1, "no real-time limits"),

@@ -5,8 +5,10 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
+
+use super::below_mount;
 
 /// A file of a cgroup that could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +41,9 @@ const STATS: [&str; 18] = [
     "pids.max",
     "pids.peak",
 ];
+
+/// Controllers that a cgroup may hand on and have processes of its own all the same: those that count threads.
+const THREADED: [&str; 4] = ["cpu", "cpuset", "perf_event", "pids"];
 
 /// How long what was asked of the kernel may take: all killed processes gone, or all stopped.
 const SETTLING: Duration = Duration::from_secs(10);
@@ -138,6 +143,37 @@ impl Cgroup {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(20));
         }
+    }
+
+    /// The cgroup `path` below it, as a path from it.
+    ///
+    /// # Errors
+    /// It is not there. The caller has seen that `path` does not lead out of it.
+    pub(super) fn below(&self, path: &Path) -> Result<PathBuf, CgroupError> {
+        let is_name = |part: &Component<'_>| matches!(part, Component::Normal(_));
+        let path: PathBuf = path.components().filter(is_name).collect();
+        Cgroup::new(self.path.join(&path)).read("cgroup.procs")?;
+        Ok(path)
+    }
+
+    /// The cgroup that a process which is added joins, as a path from this one: this one itself, or, where it hands on
+    /// controllers that the kernel then lets no process use in it ("No Internal Process Constraint"), that of `first`, the
+    /// container's first process.
+    ///
+    /// # Errors
+    /// The files cannot be read.
+    pub(super) fn joined(&self, first: i32) -> Result<PathBuf, CgroupError> {
+        let handed_on = self.read("cgroup.subtree_control")?;
+        if handed_on
+            .split_whitespace()
+            .all(|name| THREADED.contains(&name))
+        {
+            return Ok(PathBuf::new());
+        }
+        let own = Cgroup::new(format!("/proc/{first}").into()).read("cgroup")?;
+        let own = Path::new(own.trim_end().strip_prefix("0::/").unwrap_or_default());
+        let below = own.strip_prefix(below_mount(&self.path));
+        Ok(below.unwrap_or(Path::new("")).to_owned())
     }
 
     /// How many of its processes the kernel's OOM killer has ended.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -109,6 +109,7 @@ impl Containers {
             state: self.paths.state.clone(),
             bundle,
             process: None,
+            cgroup: PathBuf::new(),
             terminal: guest_spec.terminal,
             payload: guest_spec.payload,
         };

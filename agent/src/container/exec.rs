@@ -1,5 +1,6 @@
 //! ExecProcess: adds a process to a running container.
 
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ const STREAMS_KEPT: Duration = Duration::from_secs(60);
 
 impl Containers {
     /// Runs the process of a JSON process object in a container. `stdin`: it reads a stream. `files`: open files that it has
-    /// beside its stdio.
+    /// beside its stdio. `cgroup`: one below the container's, if it is to be in another than the container's.
     ///
     /// # Errors
     /// See [`Error`].
@@ -24,8 +25,15 @@ impl Containers {
         process: &[u8],
         stdin: bool,
         files: &[InheritedFile],
+        cgroup: &str,
     ) -> Result<Arc<Process>, Error> {
         check_id(exec_id)?;
+        if Path::new(cgroup)
+            .components()
+            .any(|part| part == Component::ParentDir)
+        {
+            return Err(Error::BadCgroup(cgroup.to_owned()));
+        }
         // Callers tell a program that is not there by "not found".
         let container = self.get(id).map_err(|_| Error::State {
             container: id.to_owned(),
@@ -34,18 +42,25 @@ impl Containers {
         let (process, payload) = spec::for_exec(process, container.seccomp.clone())?;
         let terminal = process.terminal().unwrap_or(false);
         container.reserve(exec_id)?;
-        let request = Request {
+        let mut request = Request {
             container_id: id.to_owned(),
             state: self.paths.state.clone(),
             bundle: self.paths.bundles.join(id),
             process: Some(process),
+            cgroup: PathBuf::new(),
             payload,
             terminal,
         };
         let made = {
             let _one_at_a_time = container.adding.lock().await;
-            match container.check_running() {
-                Ok(()) => self.run_helper(&request, stdin, files).await,
+            match container
+                .check_running()
+                .and_then(|()| container.cgroup_of_added(cgroup))
+            {
+                Ok(cgroup) => {
+                    request.cgroup = cgroup;
+                    self.run_helper(&request, stdin, files).await
+                }
                 Err(error) => Err(error),
             }
         };
@@ -79,6 +94,14 @@ impl Container {
             return Err(self.state("paused"));
         }
         Ok(())
+    }
+
+    /// The cgroup of a process that is added, as a path from the container's.
+    fn cgroup_of_added(&self, wanted: &str) -> Result<PathBuf, Error> {
+        Ok(match wanted {
+            "" => self.cgroup.joined(self.process("")?.pid())?,
+            wanted => self.cgroup.below(Path::new(wanted))?,
+        })
     }
 
     /// Takes the id, and forgets processes that ended long ago: a container may see one every second for years.

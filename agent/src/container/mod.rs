@@ -120,6 +120,9 @@ pub enum Error {
     /// `libcontainer` outside the helper.
     #[error("start the container")]
     Start(#[source] libcontainer::error::LibcontainerError),
+    /// A cgroup that is not below the container's.
+    #[error("{0} is not a sub cgroup path")]
+    BadCgroup(String),
     /// The container's cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),

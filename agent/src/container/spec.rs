@@ -67,6 +67,8 @@ pub struct Payload {
     pub user: u32,
     /// The stdio is a new terminal.
     pub terminal: bool,
+    /// `/dev` is to be read-only, once it has its devices: `libcontainer` leaves it writable.
+    pub readonly_dev: bool,
 }
 
 impl Payload {
@@ -82,12 +84,12 @@ impl Payload {
 
     /// Whether the process keeps [`EXECUTORS`] beside its capabilities until the executor has done its part.
     pub fn needs_privileges(&self) -> bool {
-        self.loads_with_privileges() || self.gives_terminal()
+        self.loads_with_privileges() || self.gives_terminal() || self.readonly_dev
     }
 }
 
-/// What the executor needs: to load a profile without no_new_privs, to give a terminal away, and to drop both again from
-/// the bounding set.
+/// What the executor needs: to load a profile without no_new_privs or to remount, to give a terminal away, and to drop both
+/// again from the bounding set.
 const EXECUTORS: [Capability; 3] = [Capability::SysAdmin, Capability::Chown, Capability::Setpcap];
 
 /// A container's specification, taken apart.
@@ -146,18 +148,14 @@ pub fn for_guest(json: &[u8], id: &str, guest: &Guest) -> Result<GuestSpec, Spec
         .and_then(|resources| resources.devices_mut().take())
         .unwrap_or_default();
     confine(&mut linux, id, guest)?;
-    if has_readonly_dev(&spec) {
-        let mut paths = linux.readonly_paths().clone().unwrap_or_default();
-        paths.push("/dev".to_owned());
-        linux.set_readonly_paths(Some(paths));
-    }
     spec.set_linux(Some(linux));
 
     let process = spec
         .process()
         .clone()
         .ok_or(SpecError::Missing("process"))?;
-    let (process, payload) = for_process(process, seccomp, start_hooks)?;
+    let readonly_dev = has_readonly_dev(&spec);
+    let (process, payload) = for_process(process, seccomp, start_hooks, readonly_dev)?;
     let terminal = process.terminal().unwrap_or(false);
     spec.set_process(Some(process));
     Ok(GuestSpec {
@@ -178,13 +176,14 @@ pub fn for_exec(
     seccomp: Option<LinuxSeccomp>,
 ) -> Result<(Process, Payload), SpecError> {
     let process = serde_json::from_slice(json).map_err(SpecError::Parse)?;
-    for_process(process, seccomp, Vec::new())
+    for_process(process, seccomp, Vec::new(), false)
 }
 
 fn for_process(
     mut process: Process,
     seccomp: Option<LinuxSeccomp>,
     start_hooks: Vec<Hook>,
+    readonly_dev: bool,
 ) -> Result<(Process, Payload), SpecError> {
     if process.args().as_ref().is_none_or(Vec::is_empty) {
         return Err(SpecError::Missing("process.args"));
@@ -210,6 +209,7 @@ fn for_process(
         window,
         user: process.user().uid(),
         terminal: process.terminal() == Some(true),
+        readonly_dev,
     };
     let mut capabilities = payload.capabilities.clone();
     if payload.needs_privileges() {
@@ -258,7 +258,7 @@ fn refuse_notify(profile: &LinuxSeccomp) -> Result<(), SpecError> {
     Ok(())
 }
 
-/// Whether `/dev` is to be read-only: `libcontainer` makes it writable, for the devices in it, and leaves it so.
+/// Whether `/dev` is to be read-only.
 fn has_readonly_dev(spec: &Spec) -> bool {
     let mut mounts = spec.mounts().iter().flatten();
     mounts.any(|mount| {

@@ -236,10 +236,11 @@ impl Agent for Service {
                 exec_id,
                 process,
                 stdin,
+                cgroup,
                 ..
             } = request;
             containers
-                .exec(&container_id, &exec_id, &process, stdin, &files)
+                .exec(&container_id, &exec_id, &process, stdin, &files, &cgroup)
                 .await
         });
         let process = process.await?;

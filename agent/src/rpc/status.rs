@@ -36,9 +36,11 @@ pub(super) fn invalid(error: impl Error + 'static) -> ttrpc::Error {
 impl Coded for container::Error {
     fn code(&self) -> Code {
         match self {
-            Self::BadId(_) | Self::Spec(_) | Self::Sysctl { .. } | Self::BadSignal(_) => {
-                Code::INVALID_ARGUMENT
-            }
+            Self::BadId(_)
+            | Self::BadCgroup(_)
+            | Self::Spec(_)
+            | Self::Sysctl { .. }
+            | Self::BadSignal(_) => Code::INVALID_ARGUMENT,
             Self::Exists(_) | Self::ProcessExists { .. } => Code::ALREADY_EXISTS,
             Self::NoContainer(_) | Self::NoProcess { .. } | Self::Ended => Code::NOT_FOUND,
             Self::State { .. } => Code::FAILED_PRECONDITION,

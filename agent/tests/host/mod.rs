@@ -241,7 +241,7 @@ impl Guest {
         let json = process.to_string();
         let process = self
             .containers
-            .exec(id, exec, json.as_bytes(), stdin.is_some(), &[])
+            .exec(id, exec, json.as_bytes(), stdin.is_some(), &[], "")
             .await?;
         self.follow(id, exec, &process, stdin).await
     }

@@ -274,6 +274,7 @@ impl AgentClient {
         exec_id: &str,
         process: Vec<u8>,
         files: &[FileKind],
+        cgroup: Option<&str>,
     ) -> Result<u32, AgentError> {
         let mut request = ExecProcessRequest::new();
         request.container_id = id.to_string();
@@ -281,6 +282,7 @@ impl AgentClient {
         request.process = process;
         request.stdin = true;
         request.files = to_agent(files);
+        request.cgroup = cgroup.unwrap_or_default().into();
         let answer: ProcessResponse = self.call("ExecProcess", &request)?;
         Ok(answer.pid)
     }

@@ -54,7 +54,7 @@ pub(super) struct Arguments {
     /// Hand on so many open files, from number 3 on: pipes, stream sockets, and files that are only read or written
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) preserve_fds: u32,
-    /// Refused: the process is in the container's own cgroup
+    /// Put the process into this cgroup below the container's own
     #[arg(long, value_name = "PATH")]
     cgroup: Option<String>,
     /// Wait until the container is resumed, if it is paused
@@ -84,9 +84,9 @@ pub(super) fn run(
             "the guest's kernel has no AppArmor",
         ),
         (
-            "--cgroup",
-            arguments.cgroup.is_some(),
-            "the process is in the container's own cgroup",
+            "--cgroup CONTROLLER:PATH",
+            arguments.cgroup.iter().any(|path| path.contains(':')),
+            "the guest's cgroups are of version 2, which have all controllers in one path",
         ),
     ])?;
     let options = ExecOptions {
@@ -96,6 +96,7 @@ pub(super) fn run(
         files: inherited.files,
         pid_file: arguments.pid_file.clone(),
         ignore_paused: arguments.ignore_paused,
+        cgroup: arguments.cgroup.clone(),
         process: process(arguments)?,
     };
     Ok(exec(runtime, &options)?)

@@ -39,6 +39,8 @@ pub struct ExecOptions {
     pub pid_file: Option<PathBuf>,
     /// Wait for `resume` if the container is paused.
     pub ignore_paused: bool,
+    /// The cgroup below the container's that it is in.
+    pub cgroup: Option<String>,
 }
 
 /// The process that `exec` is to start.
@@ -192,7 +194,9 @@ fn start(
     let identity = proxy.identity();
     let exec_id = format!("exec-{}-{}", identity.pid, identity.start_time);
     let mut agent = agent_of(&runtime.store, &record.sandbox_id)?;
-    agent.exec_process(&record.id, &exec_id, translate_process(process)?, &files)?;
+    let process = translate_process(process)?;
+    let cgroup = options.cgroup.as_deref();
+    agent.exec_process(&record.id, &exec_id, process, &files, cgroup)?;
     let attached = proxy
         .attach(&Attach {
             root: runtime.store.root().into(),

@@ -17,6 +17,8 @@ use libcontainer::capabilities::drop_privileges;
 use libcontainer::syscall::syscall::create_syscall;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{AccessFlags, access, execve, fchown};
 use oci_spec::runtime::{Capability, Hook, Process, Spec};
 
@@ -65,6 +67,9 @@ impl PayloadExecutor {
             .map(|argument| CString::new(argument.as_bytes()))
             .collect::<Result<Vec<_>, _>>()?;
 
+        if self.payload.readonly_dev {
+            make_readonly("/dev")?;
+        }
         let loads_with_privileges = self.payload.loads_with_privileges();
         if loads_with_privileges {
             self.load_seccomp()?;
@@ -132,6 +137,22 @@ impl Executor for PayloadExecutor {
             .ok_or_else(|| refused(Failure::Other("there is no process".to_owned())))?;
         program(process).map(drop).map_err(refused)
     }
+}
+
+/// Makes a mount read-only, and leaves the rest of it as it is.
+fn make_readonly(target: &str) -> nix::Result<()> {
+    let given = statvfs(target)?.flags();
+    let kept = [
+        (FsFlags::ST_NOSUID, MsFlags::MS_NOSUID),
+        (FsFlags::ST_NODEV, MsFlags::MS_NODEV),
+        (FsFlags::ST_NOEXEC, MsFlags::MS_NOEXEC),
+    ];
+    let kept = kept.iter().filter(|(flag, _)| given.contains(*flag));
+    let flags = kept.fold(
+        MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY,
+        |flags, (_, flag)| flags | *flag,
+    );
+    mount(None::<&str>, target, None::<&str>, flags, None::<&str>)
 }
 
 /// Finds the program as execvp(3) does, and says what is wrong with it as runc does.

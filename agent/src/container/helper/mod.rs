@@ -66,6 +66,8 @@ pub struct Request {
     pub bundle: PathBuf,
     /// A process to add to the container; without it the container is made.
     pub process: Option<OciProcess>,
+    /// The cgroup of that process, as a path from the container's.
+    pub cgroup: PathBuf,
     /// What the executor does.
     pub payload: Payload,
     /// The process gets a terminal.
@@ -344,9 +346,12 @@ fn build(
     let file = request.bundle.join("process.json");
     let json = serde_json::to_vec(process).map_err(LibcontainerError::OtherSerialization)?;
     fs::write(&file, json).map_err(LibcontainerError::OtherIO)?;
+    let cgroup = request.cgroup.to_string_lossy().into_owned();
+    let cgroup = Some(cgroup).filter(|path| !path.is_empty());
     let built = builder
         .as_tenant()
         .with_process(Some(&file))
+        .with_sub_cgroup(cgroup)
         .with_detach(true)
         .build();
     // The agent makes one process of a container at a time, so what is left here is this one's. A file that stays is
