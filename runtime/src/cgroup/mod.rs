@@ -9,8 +9,8 @@
 
 mod dbus;
 mod systemd;
+mod unified;
 
-use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -26,9 +26,12 @@ use serde::{Deserialize, Serialize};
 
 use self::systemd::Scope;
 pub use self::systemd::SystemdError;
+pub use self::unified::with_unified;
 use crate::container::ContainerId;
 use crate::process_identity::ProcessIdentity;
 
+/// Where the host's cgroups are mounted.
+const MOUNT_POINT: &str = "/sys/fs/cgroup";
 const MIB: i64 = 1 << 20;
 /// What a VMM and the proxies of a pod may take beside the guest's memory, in MiB.
 const VMM_OVERHEAD_MIB: u32 = 64;
@@ -59,8 +62,14 @@ pub enum CgroupError {
         source: Box<AnyManagerError>,
     },
     /// Processes of others are in it.
-    #[error("cgroup {} has processes in it already", path.display())]
+    #[error("container's cgroup is not empty: {}", path.display())]
     Taken {
+        /// The cgroup.
+        path: PathBuf,
+    },
+    /// Nothing would run in it.
+    #[error("container's cgroup unexpectedly frozen: {}", path.display())]
+    Frozen {
         /// The cgroup.
         path: PathBuf,
     },
@@ -89,8 +98,8 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// The cgroup that a configuration names, which has no processes yet. One that names none has it beside that of this
-    /// process, by the container's id.
+    /// The cgroup that a configuration names, which has no processes yet and is not frozen. One that names none has it
+    /// beside that of this process, by the container's id.
     ///
     /// # Errors
     /// See [`CgroupError`].
@@ -112,6 +121,7 @@ impl Cgroup {
         // One that is not there has none.
         match cgroup.manager()?.get_all_pids() {
             Ok(pids) if !pids.is_empty() => Err(CgroupError::Taken { path: cgroup.path }),
+            Ok(_) if cgroup.is_frozen()? => Err(CgroupError::Frozen { path: cgroup.path }),
             Ok(_) | Err(_) => Ok(cgroup),
         }
     }
@@ -139,6 +149,8 @@ impl Cgroup {
     /// # Errors
     /// See [`CgroupError`].
     pub fn limit(&self, limits: &LinuxResources, vm_memory_mib: u32) -> Result<(), CgroupError> {
+        let limits = &with_unified(limits);
+        let mut files = unified::of_vm(limits);
         let mut resources = LinuxResources::default();
         resources
             .set_cpu(limits.cpu().clone())
@@ -155,9 +167,9 @@ impl Cgroup {
             && matches!(get_cgroup_setup(), Ok(CgroupSetup::Unified))
         {
             // libcgroups takes no swap at all for a limit that is not set.
-            let no_swap = ("memory.swap.max".to_owned(), "0".to_owned());
-            resources.set_unified(Some(HashMap::from([no_swap])));
+            files.insert("memory.swap.max".to_owned(), "0".to_owned());
         }
+        resources.set_unified(Some(files).filter(|files| !files.is_empty()));
         let limits = ControllerOpt {
             resources: &resources,
             disable_oom_killer: false,
@@ -203,6 +215,16 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Whether it is frozen, where the host's cgroups are of version 2.
+    fn is_frozen(&self) -> Result<bool, CgroupError> {
+        let path = self.path_in_tree()?;
+        let below_mount = path.strip_prefix("/").unwrap_or(&path);
+        let file = Path::new(MOUNT_POINT)
+            .join(below_mount)
+            .join("cgroup.freeze");
+        Ok(std::fs::read_to_string(file).is_ok_and(|state| state.trim_end() == "1"))
+    }
+
     /// What `act` does with its scope, if systemd makes it.
     fn by_systemd<T>(
         &self,
@@ -218,11 +240,16 @@ impl Cgroup {
         })
     }
 
+    /// Its path from the root of its tree.
+    fn path_in_tree(&self) -> Result<PathBuf, CgroupError> {
+        let of_scope = self.by_systemd(|scope| Ok(Path::new("/").join(scope.path)))?;
+        Ok(of_scope.unwrap_or_else(|| self.path.clone()))
+    }
+
     /// What reads and writes its files.
     fn manager(&self) -> Result<AnyCgroupManager, CgroupError> {
-        let of_scope = self.by_systemd(|scope| Ok(Path::new("/").join(scope.path)))?;
         let config = CgroupConfig {
-            cgroup_path: of_scope.unwrap_or_else(|| self.path.clone()),
+            cgroup_path: self.path_in_tree()?,
             systemd_cgroup: false,
             container_name: self.container.to_string(),
         };

@@ -162,7 +162,8 @@ impl Scope {
     /// them back to what it knows.
     pub(super) fn keep(&self, named: &LinuxResources) -> Result<(), SystemdError> {
         let mut limits = Vec::new();
-        if named.cpu().is_some() {
+        let mut files = named.unified().iter().flatten();
+        if named.cpu().is_some() || files.any(|(name, _)| name.starts_with("cpu.")) {
             let quota = self.read("cpu.max")?;
             let (quota, period) = quota.split_once(' ').unwrap_or((&quota, ""));
             let period = period.parse().unwrap_or(100_000);

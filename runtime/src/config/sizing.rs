@@ -8,6 +8,7 @@ use oci_spec::runtime::{LinuxMemory, LinuxResources};
 use serde::{Deserialize, Serialize};
 
 use super::{Config, ConfigError};
+use crate::cgroup::with_unified;
 
 /// The annotation that sets the number of vCPUs.
 const VCPUS: &str = "dev.hull.vcpus";
@@ -38,9 +39,10 @@ impl VmSize {
     /// What a container may use at the most with these limits; zero where there is none. A memory limit beyond the
     /// host's memory (engines write very large numbers for "none") is none beyond that.
     pub fn of_limits(limits: &LinuxResources) -> Self {
+        let limits = with_unified(limits);
         Self {
-            vcpus: vcpus_of_quota(limits),
-            memory_mib: memory_of_limit(limits).min(host_memory_mib()),
+            vcpus: vcpus_of_quota(&limits),
+            memory_mib: memory_of_limit(&limits).min(host_memory_mib()),
         }
     }
 
@@ -83,7 +85,8 @@ impl VmSize {
     /// has are no limit beyond those.
     #[must_use]
     pub fn updated(self, limits: &LinuxResources) -> Self {
-        let named = Self::of_limits(limits);
+        let limits = with_unified(limits);
+        let named = Self::of_limits(&limits);
         let cpu = limits.cpu().as_ref();
         let memory = limits.memory().as_ref();
         Self {
