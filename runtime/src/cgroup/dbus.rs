@@ -1,5 +1,8 @@
 //! Calls of systemd over its private socket: as much of the D-Bus specification as they take. Only root may connect
 //! there, and no message bus has to run.
+//!
+//! No library, for those that were tried do not get on with that socket: zbus 5.19 panics at its answers, whose sender
+//! is no unique name, and the client of libcgroups 0.7 waits for ever when systemd reads its call together with `BEGIN`.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
