@@ -91,13 +91,16 @@ fn a_cgroup_that_is_in_use_is_refused_and_one_that_failed_is_removed() {
     fs::create_dir(&path).unwrap();
     let mut stranger = std::process::Command::new("sleep")
         .arg("1000")
+        // Or who waits for the end of the cases' output would wait for it too, if this one fails.
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
         .spawn()
         .unwrap();
     fs::write(path.join("cgroup.procs"), stranger.id().to_string()).unwrap();
     let bundle = Bundle::new(&["true"])
         .with(|config| config["linux"]["cgroupsPath"] = json!("/hull-cases-taken"));
     hull.run(&bundle, "c")
-        .expect_error(&["hull-cases-taken", "processes"]);
+        .expect_error(&["hull-cases-taken", "not empty"]);
     assert!(
         stranger.try_wait().unwrap().is_none(),
         "it was not to be killed"
