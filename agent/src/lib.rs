@@ -5,7 +5,6 @@
 //! ([`process`]). Containers are made by short-lived helpers, which are this same program started again
 //! ([`container::helper`]), since making one forks, and changes namespaces and working directories.
 
-mod bpf;
 pub mod container;
 mod error_text;
 pub mod init;

@@ -6,7 +6,6 @@
 //! into the guest's. A program that uses the library calls [`own_program::enter`] first.
 
 pub mod agent_client;
-mod bpf;
 pub mod bundle;
 pub mod cgroup;
 pub mod config;

@@ -8,10 +8,8 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use hull_bpf::{Hook, Instruction, Program, instruction};
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
-
-use crate::bpf::{Instruction, instruction};
-use crate::sys;
 
 /// Why rules could not be put in force.
 #[derive(Debug, thiserror::Error)]
@@ -248,8 +246,8 @@ pub(super) fn apply(rules: &[LinuxDeviceCgroup], cgroup: &Path) -> Result<(), De
     let Some(instructions) = program(rules)? else {
         return Ok(());
     };
-    let program = sys::load_device_program(&instructions).map_err(DeviceError::Load)?;
-    let attach = |directory: File| sys::attach_device_program(directory.as_fd(), program.as_fd());
+    let program = Program::load(Hook::Device, &instructions).map_err(DeviceError::Load)?;
+    let attach = |directory: File| program.attach(directory.as_fd());
     File::open(cgroup)
         .and_then(attach)
         .map_err(|source| DeviceError::Attach {

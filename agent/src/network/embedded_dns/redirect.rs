@@ -9,24 +9,21 @@
 use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use hull_agent_protocol::dns::ADDRESS;
-
-use crate::bpf::{Instruction, instruction};
-use crate::sys;
+use hull_bpf::{Hook, Instruction, Link, Program, instruction, over};
 
 /// The redirection, which ends with this value.
 #[derive(Debug)]
 pub(super) struct Redirect {
-    _links: Vec<OwnedFd>,
+    _links: Vec<Link>,
 }
 
-/// A place of the kernel where a program is asked for a socket address.
-struct Hook {
-    /// BPF_CGROUP_* of <linux/bpf.h>.
-    attach_type: u32,
+/// A program that is asked for a socket address.
+struct Translation {
+    hook: Hook,
     family: Family,
     way: Way,
 }
@@ -47,22 +44,18 @@ enum Way {
 }
 
 /// A mapped address by which a datagram is sent comes to the hook of IPv4 too.
-const HOOKS: [Hook; 7] = [
-    hook(10, Family::V4, Way::There), // BPF_CGROUP_INET4_CONNECT
-    hook(11, Family::V6, Way::There), // BPF_CGROUP_INET6_CONNECT
-    hook(14, Family::V4, Way::There), // BPF_CGROUP_UDP4_SENDMSG
-    hook(19, Family::V4, Way::Back),  // BPF_CGROUP_UDP4_RECVMSG
-    hook(20, Family::V6, Way::Back),  // BPF_CGROUP_UDP6_RECVMSG
-    hook(29, Family::V4, Way::Back),  // BPF_CGROUP_INET4_GETPEERNAME
-    hook(30, Family::V6, Way::Back),  // BPF_CGROUP_INET6_GETPEERNAME
+const TRANSLATIONS: [Translation; 7] = [
+    translation(Hook::Connect4, Family::V4, Way::There),
+    translation(Hook::Connect6, Family::V6, Way::There),
+    translation(Hook::SendMsg4, Family::V4, Way::There),
+    translation(Hook::RecvMsg4, Family::V4, Way::Back),
+    translation(Hook::RecvMsg6, Family::V6, Way::Back),
+    translation(Hook::GetPeerName4, Family::V4, Way::Back),
+    translation(Hook::GetPeerName6, Family::V6, Way::Back),
 ];
 
-const fn hook(attach_type: u32, family: Family, way: Way) -> Hook {
-    Hook {
-        attach_type,
-        family,
-        way,
-    }
+const fn translation(hook: Hook, family: Family, way: Way) -> Translation {
+    Translation { hook, family, way }
 }
 
 impl Redirect {
@@ -72,11 +65,11 @@ impl Redirect {
     /// The kernel refuses.
     pub(super) fn attach(cgroup: &Path, port: u16) -> io::Result<Self> {
         let cgroup = File::open(cgroup)?;
-        let link = |hook: &Hook| {
-            let program = sys::load_socket_address_program(hook.attach_type, &hook.program(port))?;
-            sys::link_program(cgroup.as_fd(), program.as_fd(), hook.attach_type)
+        let link = |translation: &Translation| {
+            let instructions = translation.program(port);
+            Program::load(translation.hook, &instructions)?.link(cgroup.as_fd())
         };
-        let links = HOOKS.iter().map(link).collect::<io::Result<_>>()?;
+        let links = TRANSLATIONS.iter().map(link).collect::<io::Result<_>>()?;
         Ok(Self { _links: links })
     }
 }
@@ -93,7 +86,7 @@ const PORT: i16 = 24;
 /// BPF_FUNC_get_netns_cookie.
 const NETNS_COOKIE: i32 = 122;
 
-impl Hook {
+impl Translation {
     fn program(&self, port: u16) -> Vec<Instruction> {
         let [standard, own] = [ADDRESS.port(), port].map(|port| i32::from(port.to_be()));
         let (found, given) = match self.way {
@@ -140,11 +133,6 @@ impl Hook {
     }
 }
 
-/// The offset of a jump over so many instructions; programs here have no more than it can be.
-fn over(instructions: usize) -> i16 {
-    i16::try_from(instructions).unwrap_or(i16::MAX)
-}
-
 impl Family {
     /// Fields of `struct bpf_sock_addr`, each of 32 bits, and what they are if they are the server's address.
     fn address(self) -> Vec<(i16, i32)> {
@@ -166,9 +154,9 @@ mod tests {
 
     #[test]
     fn the_kernel_takes_every_program() {
-        for hook in &HOOKS {
-            let loaded = sys::load_socket_address_program(hook.attach_type, &hook.program(40000));
-            assert!(loaded.is_ok(), "{}: {loaded:?}", hook.attach_type);
+        for translation in &TRANSLATIONS {
+            let loaded = Program::load(translation.hook, &translation.program(40000));
+            assert!(loaded.is_ok(), "{:?}: {loaded:?}", translation.hook);
         }
     }
 }

@@ -3,15 +3,16 @@
 
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 
-use crate::bpf::{self, Instruction, instruction};
+use hull_bpf::{Hook, Instruction, Link, Program, SocketMap, instruction, over};
+
 use crate::network::Netns;
 
 /// The steering, which ends with this value.
 #[derive(Debug)]
 pub(super) struct Steering {
-    _link: OwnedFd,
+    _link: Link,
 }
 
 impl Steering {
@@ -20,10 +21,11 @@ impl Steering {
     /// # Errors
     /// The kernel refuses.
     pub(super) fn to(listener: &TcpListener, netns: &Netns) -> io::Result<Self> {
-        let map = bpf::socket_map(listener.as_fd())?;
-        let program = bpf::load_socket_lookup(&program(map.as_fd()))?;
-        let link = bpf::link_socket_lookup(program.as_fd(), netns.as_fd())?;
-        Ok(Self { _link: link })
+        let map = SocketMap::of(listener.as_fd())?;
+        let program = Program::load(Hook::SocketLookup, &program(&map))?;
+        Ok(Self {
+            _link: program.link(netns.as_fd())?,
+        })
     }
 }
 
@@ -48,7 +50,7 @@ const MAP_LOOKUP: i32 = 1;
 const SK_RELEASE: i32 = 86;
 const SK_ASSIGN: i32 = 124;
 
-fn program(map: BorrowedFd<'_>) -> Vec<Instruction> {
+fn program(map: &SocketMap) -> Vec<Instruction> {
     let assign = [
         // BPF_ALU64 | BPF_MOV | BPF_X, with _K; BPF_JMP | BPF_CALL
         instruction(0xbf, SOCKET, RESULT, 0, 0),
@@ -88,11 +90,6 @@ fn program(map: BorrowedFd<'_>) -> Vec<Instruction> {
     ];
     let begin = instruction(0xbf, CONTEXT, FIRST, 0, 0);
     [&[begin][..], &program, &end].concat()
-}
-
-/// The offset of a jump over so many instructions; programs here have no more than it can be.
-fn over(instructions: usize) -> i16 {
-    i16::try_from(instructions).unwrap_or(i16::MAX)
 }
 
 #[cfg(test)]
