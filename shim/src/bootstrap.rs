@@ -15,9 +15,12 @@ use protobuf::Message;
 use sha2::{Digest, Sha256};
 
 use crate::arguments::Arguments;
+use crate::options::Options;
 
 /// Where containerd's shims have their sockets.
 const SOCKETS: &str = "/run/containerd/s";
+/// The file of a bundle that has the runtime options, for what serves.
+pub(crate) const OPTIONS_FILE: &str = "runtime-options";
 /// The file of a bundle that has the address of its shim.
 const ADDRESS_FILE: &str = "address";
 /// The variable of the environment with the address that events go to.
@@ -45,7 +48,8 @@ enum Answer {
 
 /// Runs in the bundle. Gives what is to be printed.
 pub(crate) fn start(arguments: &Arguments) -> anyhow::Result<Vec<u8>> {
-    let parameters = parameters(arguments)?;
+    let (parameters, options) = parameters(arguments)?;
+    fs::write(OPTIONS_FILE, options).context(OPTIONS_FILE)?;
     let events = match &parameters {
         Some(parameters) => parameters.containerd_ttrpc_address.clone(),
         None => std::env::var(TTRPC_ADDRESS).context(TTRPC_ADDRESS)?,
@@ -95,9 +99,9 @@ fn encode(answer: Answer, address: &str) -> anyhow::Result<Vec<u8>> {
     })
 }
 
-/// What containerd 2.3 says on standard input. Older ones put runtime options there, which come again with Create, and
-/// which are told apart by the id and the namespace.
-fn parameters(arguments: &Arguments) -> anyhow::Result<Option<BootstrapParams>> {
+/// What containerd 2.3 says on standard input. Older ones put runtime options there, which come again with Create but not
+/// with CreateSandbox, and which are told apart by the id and the namespace.
+fn parameters(arguments: &Arguments) -> anyhow::Result<(Option<BootstrapParams>, Vec<u8>)> {
     let mut input = Vec::new();
     if !io::stdin().is_terminal() {
         let stdin = io::stdin().lock();
@@ -106,7 +110,26 @@ fn parameters(arguments: &Arguments) -> anyhow::Result<Option<BootstrapParams>> 
             .read_to_end(&mut input)
             .context("standard input")?;
     }
-    Ok(parse_parameters(&input, arguments))
+    Ok(match parse_parameters(&input, arguments) {
+        Some(parameters) => {
+            let options = runtime_options(&parameters)?;
+            (Some(parameters), options)
+        }
+        None => (None, input),
+    })
+}
+
+/// The runtime options among the extensions, as older versions of containerd write them.
+fn runtime_options(parameters: &BootstrapParams) -> anyhow::Result<Vec<u8>> {
+    let mut values = parameters
+        .extensions
+        .iter()
+        .map(|extension| &extension.value);
+    let options = values.find(|value| Options::is_known(&value.type_url));
+    Ok(match options.and_then(|value| value.as_ref()) {
+        Some(options) => options.write_to_bytes()?,
+        None => Vec::new(),
+    })
 }
 
 fn parse_parameters(input: &[u8], arguments: &Arguments) -> Option<BootstrapParams> {
@@ -116,10 +139,13 @@ fn parse_parameters(input: &[u8], arguments: &Arguments) -> Option<BootstrapPara
     is_for_this.then_some(parameters)
 }
 
-/// The pod of the container whose bundle is `bundle`, or itself.
+/// The pod of the container whose bundle is `bundle`, or itself. A pod that no container holds has no configuration there.
 pub(crate) fn group(bundle: &Path, id: &str) -> anyhow::Result<String> {
     let path = bundle.join("config.json");
-    let text = fs::read(&path).with_context(|| path.display().to_string())?;
+    let text = match fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(id.to_owned()),
+        text => text.with_context(|| path.display().to_string())?,
+    };
     let config: serde_json::Value =
         serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
     let named = GROUPS

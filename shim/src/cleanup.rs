@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context, bail};
 use containerd_shim_protos::api::DeleteResponse;
+use hull_runtime::sandbox::pod;
 use hull_runtime::{container, own_program};
 use protobuf::Message;
 
@@ -48,6 +49,7 @@ pub(crate) fn clean_up(arguments: &Arguments) -> anyhow::Result<Vec<u8>> {
     let id = arguments.id.parse().map_err(hull_runtime::Error::from)?;
     let proxy = runtime.store.container(&id).ok().and_then(|it| it.proxy);
     container::delete(&runtime, &id, true)?;
+    pod::remove(&runtime, &id)?;
     let mounted = bundle.join(rootfs::DIRECTORY);
     rootfs::unmount(&mounted).with_context(|| mounted.display().to_string())?;
     bootstrap::remove_dead_socket(bundle);

@@ -5,6 +5,7 @@
 //! containerd runs it as a command (arguments.rs): `start` makes the process that serves, or finds the pod's
 //! (bootstrap.rs); `delete` cleans up after one that died (cleanup.rs). What serves is server.rs; service.rs has the calls,
 //! container.rs and process.rs what is known of a task, stdio/ the streams, events.rs what containerd is told unasked.
+//! Pods that no container holds are sandbox.rs.
 
 mod arguments;
 mod bootstrap;
@@ -14,8 +15,10 @@ mod error;
 mod events;
 mod metrics;
 mod options;
+mod pod;
 mod process;
 mod rootfs;
+mod sandbox;
 mod server;
 mod service;
 mod state;

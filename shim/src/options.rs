@@ -17,15 +17,24 @@ pub(crate) struct Options {
     pub(crate) systemd_cgroup: bool,
 }
 
+/// The types of runtime options.
+const RUNC: &str = "containerd.runc.v1.Options";
+const GENERAL: &str = "runtimeoptions.v1.Options";
+
 impl Options {
+    /// Whether a message of this type is runtime options.
+    pub(crate) fn is_known(type_url: &str) -> bool {
+        matches!(type_url.rsplit('/').next(), Some(RUNC | GENERAL))
+    }
+
     /// Reads them; what they ask for beyond that is refused.
     pub(crate) fn of(any: Option<&Any>) -> Result<Self, Error> {
         let Some(any) = any.filter(|any| !any.type_url.is_empty()) else {
             return Ok(Self::default());
         };
         match any.type_url.rsplit('/').next() {
-            Some("containerd.runc.v1.Options") => Self::of_runc(&any.value),
-            Some("runtimeoptions.v1.Options") => Self::general(&any.value),
+            Some(RUNC) => Self::of_runc(&any.value),
+            Some(GENERAL) => Self::general(&any.value),
             _ => Err(Error::Unsupported(format!(
                 "the runtime option {}",
                 any.type_url
@@ -33,6 +42,7 @@ impl Options {
         }
     }
 
+    /// Where the shim of the pod listens is told containerd's own side.
     fn of_runc(bytes: &[u8]) -> Result<Self, Error> {
         let options = oci::Options::parse_from_bytes(bytes).map_err(malformed)?;
         for (name, is_set) in [
@@ -45,7 +55,6 @@ impl Options {
             ("root", !options.root.is_empty()),
             ("criu_image_path", !options.criu_image_path.is_empty()),
             ("criu_work_path", !options.criu_work_path.is_empty()),
-            ("task_api_address", !options.task_api_address.is_empty()),
         ] {
             if is_set {
                 return Err(Error::Unsupported(format!("runc's option {name}")));

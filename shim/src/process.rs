@@ -3,7 +3,7 @@
 use std::io;
 use std::process::Child;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::api::Status;
 use hull_runtime::WindowSize;
@@ -18,6 +18,9 @@ use crate::sys;
 
 /// The exit status of a process that was killed.
 pub(crate) const KILLED: u32 = 137;
+
+/// How long is waited for the end of a process at a time.
+const LOOK: Duration = Duration::from_secs(3600);
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,8 +187,8 @@ impl Process {
 
 /// Waits for the end of a process proxy, which exits as its process does, and gives its exit status.
 pub(crate) async fn proxy_end(mut proxy: Child) -> u32 {
-    if let Err(error) = readable(&proxy).await {
-        tracing::debug!(%error, "waiting for a process proxy in a thread");
+    if let Ok(identity) = ProcessIdentity::of(proxy.id()) {
+        end_of(identity).await;
     }
     let waited = tokio::task::spawn_blocking(move || proxy.wait()).await;
     match waited {
@@ -204,12 +207,22 @@ pub(crate) async fn proxy_end(mut proxy: Child) -> u32 {
     }
 }
 
-/// Its descriptor becomes readable with its end; so nothing but memory is needed for one that runs.
-async fn readable(proxy: &Child) -> io::Result<()> {
-    let Some(pidfd) = ProcessIdentity::of(proxy.id())?.open() else {
-        return Ok(());
+/// Waits for the end of a process. Its descriptor becomes readable then; so nothing but memory is needed for one that runs.
+pub(crate) async fn end_of(process: ProcessIdentity) {
+    let readable = async {
+        let Some(pidfd) = process.open() else {
+            return Ok(());
+        };
+        sys::watch(pidfd)?.readable().await.map(drop)
     };
-    sys::watch(pidfd)?.readable().await.map(drop)
+    let watched: io::Result<()> = readable.await;
+    if let Err(error) = watched {
+        tracing::debug!(%error, pid = process.pid, "waiting for its end in a thread");
+        let waited = move || while !process.wait_end(LOOK) {};
+        if let Err(error) = tokio::task::spawn_blocking(waited).await {
+            tracing::error!(%error, "waiting for the end of a process");
+        }
+    }
 }
 
 /// As protobuf has it.

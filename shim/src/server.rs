@@ -10,15 +10,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::{Task, create_task};
 use hull_runtime::logging::LogSettings;
 use nix::unistd::dup2_stdin;
+use protobuf::Message;
+use protobuf::well_known_types::any::Any;
 use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
 
 use crate::arguments::Arguments;
-use crate::bootstrap::TTRPC_ADDRESS;
+use crate::bootstrap::{OPTIONS_FILE, TTRPC_ADDRESS};
 use crate::events::Publisher;
+use crate::sandbox::SandboxService;
 use crate::service::TaskService;
 
 /// The FIFO of a bundle that containerd reads the shim's messages from.
@@ -41,6 +45,7 @@ pub(crate) fn serve(arguments: &Arguments) -> anyhow::Result<()> {
         };
         settings.init_to(log);
     }
+    let options = runtime_options(Path::new(OPTIONS_FILE)).context(OPTIONS_FILE)?;
     std::env::set_current_dir("/").context("/")?;
     let events = std::env::var(TTRPC_ADDRESS).context(TTRPC_ADDRESS)?;
     let socket = listener.local_addr().context("the socket's address")?;
@@ -49,7 +54,7 @@ pub(crate) fn serve(arguments: &Arguments) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("make threads")?;
-    let served = runtime.block_on(run(listener, &arguments.namespace, &events));
+    let served = runtime.block_on(run(listener, &arguments.namespace, &events, options));
     // A thread that still carries a terminal's bytes has nobody to carry them for.
     runtime.shutdown_background();
     if let Some(path) = socket.as_pathname() {
@@ -59,12 +64,19 @@ pub(crate) fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     served
 }
 
-async fn run(listener: UnixListener, namespace: &str, events: &str) -> anyhow::Result<()> {
+async fn run(
+    listener: UnixListener,
+    namespace: &str,
+    events: &str,
+    options: Option<Any>,
+) -> anyhow::Result<()> {
     let (publisher, sending) = Publisher::start(events, namespace);
     let publisher = Arc::new(publisher);
     let service = Arc::new(TaskService::new(namespace, Arc::clone(&publisher)));
     let listener = Listener::try_from(listener).context("serve the socket")?;
-    let mut server = register(Server::new().add_listener(listener), &service);
+    let sandboxes = SandboxService::new(namespace, options, Arc::clone(&service));
+    let mut server = register(Server::new().add_listener(listener), &service)
+        .register_service(create_sandbox(Arc::new(sandboxes)));
     server.start().await.context("serve")?;
     tracing::info!("serving");
     service.done.notified().await;
@@ -75,6 +87,14 @@ async fn run(listener: UnixListener, namespace: &str, events: &str) -> anyhow::R
         tracing::error!("containerd does not take the last events");
     }
     Ok(())
+}
+
+/// The runtime options that `start` has been given; none, if none were.
+fn runtime_options(path: &Path) -> anyhow::Result<Option<Any>> {
+    let bytes = std::fs::read(path)?;
+    Ok((!bytes.is_empty())
+        .then(|| Any::parse_from_bytes(&bytes))
+        .transpose()?)
 }
 
 fn register(mut server: Server, service: &Arc<TaskService>) -> Server {

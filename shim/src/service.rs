@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -43,6 +44,8 @@ pub(crate) struct TaskService {
     namespace: String,
     events: Arc<Publisher>,
     containers: Mutex<HashMap<String, Arc<Container>>>,
+    /// A pod of the sandbox service's needs this process, with containers or without.
+    has_pod: AtomicBool,
     /// Told when containerd has no more use for this process.
     pub(crate) done: Notify,
 }
@@ -53,8 +56,14 @@ impl TaskService {
             namespace: namespace.into(),
             events,
             containers: Mutex::default(),
+            has_pod: AtomicBool::new(false),
             done: Notify::new(),
         }
+    }
+
+    /// Whether there is a pod of the sandbox service's.
+    pub(crate) fn set_pod(&self, has_pod: bool) {
+        self.has_pod.store(has_pod, Ordering::Relaxed);
     }
 
     /// Nothing panics while it is held.
@@ -503,9 +512,9 @@ impl Task for TaskService {
         Ok(response)
     }
 
-    /// With containers left there is still something to serve.
+    /// With containers or a pod left there is still something to serve.
     async fn shutdown(&self, _: &TtrpcContext, _: api::ShutdownRequest) -> ttrpc::Result<Empty> {
-        if self.containers().is_empty() {
+        if self.containers().is_empty() && !self.has_pod.load(Ordering::Relaxed) {
             self.done.notify_one();
         }
         Ok(Empty::new())

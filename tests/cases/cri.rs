@@ -3,6 +3,7 @@
 
 mod load;
 mod pod;
+mod sandboxer;
 mod security;
 mod streaming;
 

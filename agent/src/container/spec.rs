@@ -2,8 +2,9 @@
 //! what a guest drops or changes of `config.json`:
 //!
 //! - namespaces: new ones for pid, mount, ipc, uts and cgroup (and time, when asked for), or, of pid, ipc and uts, that
-//!   of another container of the sandbox, by the path `/proc/<pid of its first process>/ns/<kind>`; no network namespace,
-//!   since a sandbox's containers share the guest's. User namespaces are refused.
+//!   of another container of the sandbox, by the path `/proc/<pid of its first process>/ns/<kind>`, or, of ipc and uts, the
+//!   guest's own, by that of process 1: a pod's that no container holds; no network namespace, since a sandbox's containers
+//!   share the guest's. User namespaces are refused.
 //! - the cgroup is `/hull/<container id>`. What needs the host's devices or controllers (block I/O, huge pages, RDMA,
 //!   network classes, Intel RDT) is dropped: the guest is the boundary that they stand for. CPU
 //!   sets are cut to the guest's CPUs.
@@ -42,8 +43,8 @@ pub enum SpecError {
     /// `process.cwd` must be absolute.
     #[error("process.cwd {0:?} is not an absolute path")]
     RelativeCwd(PathBuf),
-    /// A namespace that is no container's.
-    #[error("the namespace {0:?} is not one of a container's first process")]
+    /// A namespace that is no container's and no pod's.
+    #[error("the namespace {0:?} is not one of a container's first process, nor a pod's")]
     Namespace(PathBuf),
     /// A sysctl's name.
     #[error("{0:?} is no name of a sysctl")]
@@ -341,7 +342,7 @@ fn namespaces(linux: &Linux, guest: &Guest) -> Result<Vec<LinuxNamespace>, SpecE
         let mut namespace = LinuxNamespace::default();
         namespace.set_typ(kind);
         if let Some(path) = wanted.and_then(|wanted| wanted.path().clone()) {
-            if !is_of_container(&path, shared_as, guest) {
+            if !shared_as.is_some_and(|name| is_shared(&path, name, guest)) {
                 return Err(SpecError::Namespace(path));
             }
             namespace.set_path(Some(path));
@@ -351,15 +352,11 @@ fn namespaces(linux: &Linux, guest: &Guest) -> Result<Vec<LinuxNamespace>, SpecE
     Ok(namespaces)
 }
 
-/// Whether `path` is `/proc/<pid>/ns/<name>` of a container's first process.
-fn is_of_container(path: &Path, name: Option<&str>, guest: &Guest) -> bool {
-    let of_process = |pid: &i32, name: &str| path == Path::new(&format!("/proc/{pid}/ns/{name}"));
-    name.is_some_and(|name| {
-        guest
-            .first_processes
-            .iter()
-            .any(|pid| of_process(pid, name))
-    })
+/// Whether `path` is `/proc/<pid>/ns/<name>` of a container's first process, or of the guest's, which no container is to
+/// see.
+fn is_shared(path: &Path, name: &str, guest: &Guest) -> bool {
+    let is_of = |pid: &i32| path == Path::new(&format!("/proc/{pid}/ns/{name}"));
+    guest.first_processes.iter().any(is_of) || (name != "pid" && is_of(&1))
 }
 
 /// Reads an OCI resources object and makes it hold in the guest. Device rules stay as the container was made with them.

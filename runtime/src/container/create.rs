@@ -33,8 +33,8 @@ use crate::network::Netns;
 use crate::process_identity::ProcessIdentity;
 use crate::process_proxy::{Attach, InheritedFile, NewProxy, Setup, StandardStreams, Streams};
 use crate::rootfs::{self, GuestContainer};
-use crate::sandbox::PendingSandbox;
 use crate::sandbox::disk::RootDisk;
+use crate::sandbox::{NewSandbox, PendingSandbox};
 use crate::store::{ContainerRecord, Lifecycle};
 use crate::timing::Stopwatch;
 
@@ -88,11 +88,15 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
         .spec
         .linux()
         .as_ref()
-        .and_then(|linux| linux.resources().as_ref());
-    let wanted = SandboxConfig::of(&runtime.config, &annotations, resources)?;
+        .and_then(|linux| linux.resources().clone());
+    let wanted = SandboxConfig::of(&runtime.config, &annotations, resources.as_ref())?;
     let store = &runtime.store;
     let reservation = store.reserve(&options.id)?;
     let placement = Placement::find(store, &bundle.spec, &annotations)?;
+    let pod_memory = placement
+        .sandbox
+        .as_ref()
+        .and_then(|sandbox| sandbox.lend(&mut bundle));
     let resolve =
         |kind, path: &Path| resolve_namespace(store, placement.sandbox.as_ref(), kind, path);
     let mut guest = rootfs::translate(
@@ -100,6 +104,7 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
         &bundle,
         root_disk.is_some(),
         options.notifies,
+        pod_memory.as_ref(),
         &resolve,
     )?;
     guest.files = options.files.iter().map(InheritedFile::kind).collect();
@@ -144,15 +149,14 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
         }
         None => {
             let size = wanted.size;
-            let mut sandbox = PendingSandbox::boot(
-                store,
-                &runtime.config,
-                &options.id,
-                &netns,
+            let new = NewSandbox {
+                id: &options.id,
+                netns: &netns,
                 netns_path,
-                proxy.identity(),
-                wanted,
-            )?;
+                holder: Some(proxy.identity()),
+                pod: None,
+            };
+            let mut sandbox = PendingSandbox::boot(store, &runtime.config, new, &wanted)?;
             sandbox.sandbox()?.enter(&cgroup)?;
             let limits = resources.filter(|_| !is_pod_sandbox(&annotations));
             bounds = limits.map(|limits| (limits, size.memory_mib));
@@ -181,7 +185,7 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
     record.guest_pid = Some(made.map_err(|error| sandbox.explain(error))?);
     // With a small quota its VM would take minutes to boot.
     if let Some((limits, memory_mib)) = bounds {
-        cgroup.limit(limits, memory_mib)?;
+        cgroup.limit(&limits, memory_mib)?;
     }
     let attached = proxy.attach(&Attach {
         root: store.root().into(),

@@ -115,9 +115,9 @@ fn reap_proxy(record: &ContainerRecord) -> Result<(), ContainerError> {
         })
 }
 
-/// Takes a stopped container out of its sandbox, and ends that if it was the last.
+/// Takes a stopped container out of its sandbox, and ends that if it was the last and no pod is to outlive it.
 fn leave(mut sandbox: Sandbox, id: &ContainerId, force: bool) -> Result<(), Error> {
-    if sandbox.containers_but(id)?.is_empty() {
+    if sandbox.pod().is_none() && sandbox.containers_but(id)?.is_empty() {
         return sandbox.end_and_remove();
     }
     match sandbox.remove_container(id) {

@@ -1,6 +1,7 @@
 //! `events`: what a container uses, in the shape in which runc tells it (its `types/events.go`, which engines read).
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::time::Duration;
 
 use hull_agent_protocol::agent::StatsContainerResponse;
@@ -205,6 +206,25 @@ impl From<StatsContainerResponse> for CgroupFiles {
 }
 
 impl CgroupFiles {
+    /// Those of the cgroup of the host that a process is in; none if it has ended.
+    pub(crate) fn of_process(pid: i32) -> Option<Self> {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        // Version 2 has the one line with no controllers.
+        let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+        let entries = std::fs::read_dir(Path::new("/sys/fs/cgroup").join(path)).ok()?;
+        let mut answer = StatsContainerResponse::new();
+        for entry in entries.flatten() {
+            // Some can only be written.
+            if let (Some(name), Ok(text)) = (
+                entry.file_name().to_str(),
+                std::fs::read_to_string(entry.path()),
+            ) {
+                answer.files.insert(name.to_owned(), text);
+            }
+        }
+        Some(Self(answer))
+    }
+
     /// A file as it reads, without blanks around it; empty if there is none.
     pub fn text(&self, file: &str) -> &str {
         self.0.files.get(file).map_or("", |text| text.trim())

@@ -33,6 +33,7 @@ pub use list::list;
 pub use out_of_memory::out_of_memory;
 pub use pause::{pause, resume};
 pub use placement::PinnedNamespace;
+pub(crate) use placement::open_unused;
 pub use ps::{host_pids, ps};
 pub use run::{RunOptions, run};
 pub use spec::default_spec;
@@ -94,6 +95,14 @@ pub enum ContainerError {
         /// Its name.
         command: String,
     },
+    /// The network namespace is that of another sandbox.
+    #[error("the network namespace {} is that of sandbox {sandbox}", path.display())]
+    TakenNetns {
+        /// The namespace.
+        path: PathBuf,
+        /// The sandbox.
+        sandbox: ContainerId,
+    },
     /// The host's name cannot be read.
     #[error("the host's name")]
     Hostname(#[source] std::io::Error),
@@ -107,7 +116,7 @@ impl ContainerError {
         match self {
             Self::WrongState { .. } | Self::NotRunning => ErrorKind::WrongState,
             Self::Signal(_) | Self::Capability(_) | Self::Options(_) => ErrorKind::InvalidInput,
-            Self::ForeignNetns { .. } => ErrorKind::Unsupported,
+            Self::ForeignNetns { .. } | Self::TakenNetns { .. } => ErrorKind::Unsupported,
             Self::File { .. }
             | Self::Unkillable { .. }
             | Self::Hostname(_)

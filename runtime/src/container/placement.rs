@@ -85,6 +85,23 @@ impl Placement {
     }
 }
 
+/// Opens the network namespace at `path` for a sandbox that is to be made in it.
+///
+/// # Errors
+/// It cannot be had, or somebody is in it already.
+pub(crate) fn open_unused(store: &Store, path: &Path) -> Result<Netns, crate::Error> {
+    let netns = open_given(path)?;
+    if let Some(sandbox) = sandbox_in(store, &netns)? {
+        return Err(ContainerError::TakenNetns {
+            path: path.into(),
+            sandbox: sandbox.id().clone(),
+        }
+        .into());
+    }
+    check_unused(&netns, path)?;
+    Ok(netns)
+}
+
 /// Opens the namespace that the configuration names, which is not to be the host's: wiring that would take the host's
 /// own interfaces away.
 fn open_given(path: &Path) -> Result<Netns, crate::Error> {
@@ -254,15 +271,18 @@ fn pinned_name(kind: LinuxNamespaceType) -> Option<&'static str> {
 }
 
 /// What a namespace that a configuration names is in the guest: that of a container of the same sandbox, which it names
-/// by the container's proxy or which was given the same pinned namespace; or, for a pinned namespace that no container
-/// has yet, a new one.
+/// by the container's proxy or which was given the same pinned namespace; that of the pod, which it names by the VMM; or,
+/// for a pinned namespace that no container has yet, a new one.
 pub(super) fn resolve_namespace(
     store: &Store,
     sandbox: Option<&Sandbox>,
     kind: LinuxNamespaceType,
     path: &Path,
 ) -> Option<GuestNamespace> {
-    if proxy_in(path).is_some() {
+    if let Some((pid, name)) = proxy_in(path) {
+        if let Some(path) = sandbox?.pod_namespace(pid, name) {
+            return Some(GuestNamespace::Of(path));
+        }
         return of_proxy(store, sandbox?, kind, path).map(GuestNamespace::Of);
     }
     let pinned = PinnedNamespace::at(kind, path)?;

@@ -40,8 +40,11 @@ pub(crate) fn serve(store: &Store, id: &ContainerId) -> Result<(), crate::Error>
     monitor.run()
 }
 
-/// Whether the sandbox is a pod of Kubernetes, by the annotations of its containers.
+/// Whether the sandbox is a pod of Kubernetes: it was made for one, or annotations of its containers say so.
 fn is_pod(store: &Store, id: &ContainerId) -> Result<bool, StoreError> {
+    if store.sandbox(id)?.pod.is_some() {
+        return Ok(true);
+    }
     let containers = store.containers()?;
     let mut of_sandbox = containers
         .iter()

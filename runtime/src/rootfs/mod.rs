@@ -124,7 +124,8 @@ pub enum GuestNamespace {
 pub type ResolveNamespace<'a> = dyn Fn(LinuxNamespaceType, &Path) -> Option<GuestNamespace> + 'a;
 
 /// Translates `bundle` for the container `id`. `has_disk`: its root file system is a [`RootDisk`] and not the bundle's
-/// directory. `notifies`: its caller is a service that it is to report to.
+/// directory. `notifies`: its caller is a service that it is to report to. `pod_memory`: what the containers of its pod
+/// have at `/dev/shm`.
 ///
 /// # Errors
 /// See [`RootfsError`].
@@ -133,6 +134,7 @@ pub fn translate(
     bundle: &Bundle,
     has_disk: bool,
     notifies: bool,
+    pod_memory: Option<&SharedMemory>,
     resolve_namespace: &ResolveNamespace<'_>,
 ) -> Result<GuestContainer, RootfsError> {
     let mut spec = bundle.spec.clone();
@@ -159,6 +161,7 @@ pub fn translate(
         id,
         bundle,
         engine_mount.as_ref(),
+        pod_memory,
         &mut shares,
         &mut shared_memory,
     )?;

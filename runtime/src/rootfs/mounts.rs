@@ -16,6 +16,8 @@ use crate::bundle::Bundle;
 use crate::container::ContainerId;
 use crate::sandbox::share::{Propagation, Share};
 
+/// Where programs have shared memory (shm_overview(7)).
+const SHARED_MEMORY_PATH: &str = "/dev/shm";
 /// Types that the guest mounts itself.
 const GUEST_TYPES: [&str; 10] = [
     "proc",
@@ -40,11 +42,12 @@ pub struct SharedMemory {
 }
 
 /// Gives the guest's mounts, and adds to `shares` and `shared_memory` what they need. What is mounted by `notify` is
-/// the guest's.
+/// the guest's, and so is `pod_memory`, which takes the place of shared memory of the container's own.
 pub(super) fn translate(
     id: &ContainerId,
     bundle: &Bundle,
     notify: Option<&EngineMount>,
+    pod_memory: Option<&SharedMemory>,
     shares: &mut Vec<Share>,
     memories: &mut Vec<SharedMemory>,
 ) -> Result<Vec<Mount>, RootfsError> {
@@ -58,7 +61,10 @@ pub(super) fn translate(
                 mount
             }
             None if is_bind(mount) => bind(id, &bundle.directory, mount, shares, memories)?,
-            None => kernel(mount)?,
+            None => match pod_memory.filter(|_| is_own_memory(mount)) {
+                Some(memory) => of_pod(mount, memory, memories),
+                None => kernel(mount)?,
+            },
         });
     }
     Ok(mounts)
@@ -92,6 +98,23 @@ fn kernel(mount: &Mount) -> Result<Mount, RootfsError> {
     }
 }
 
+fn is_own_memory(mount: &Mount) -> bool {
+    mount.destination() == Path::new(SHARED_MEMORY_PATH) && mount.typ().as_deref() == Some("tmpfs")
+}
+
+/// The mount of a pod's shared memory in the place of `mount`. The mode and the size are the memory's own.
+fn of_pod(mount: &Mount, memory: &SharedMemory, memories: &mut Vec<SharedMemory>) -> Mount {
+    let is_of_mount = |option: &&str| !option.contains('=');
+    let options = options(mount).filter(is_of_mount).chain(["bind"]);
+    let mut bound = mount.clone();
+    bound
+        .set_typ(Some("bind".into()))
+        .set_options(Some(options.map(str::to_owned).collect()))
+        .set_source(Some(Path::new(SHARED_MEMORY).join(&memory.name)));
+    memories.push(memory.clone());
+    bound
+}
+
 fn bind(
     id: &ContainerId,
     bundle: &Path,
@@ -115,7 +138,7 @@ fn bind(
     let source = std::fs::canonicalize(&path).map_err(fail)?;
     let metadata = std::fs::metadata(&source).map_err(fail)?;
     let mut mount = mount.clone();
-    if destination == Path::new("/dev/shm") && is_tmpfs(&source) {
+    if destination == Path::new(SHARED_MEMORY_PATH) && is_tmpfs(&source) {
         let memory = shared_memory(&source, &metadata).map_err(fail)?;
         mount.set_source(Some(Path::new(SHARED_MEMORY).join(&memory.name)));
         memories.push(memory);

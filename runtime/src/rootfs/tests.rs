@@ -40,6 +40,7 @@ fn translate_json(
         &bundle,
         false,
         false,
+        None,
         &|_, path| match path.to_str() {
             Some("/proc/7/ns/ipc") => Some(GuestNamespace::Of("/proc/42/ns/ipc".into())),
             Some("/run/utsns/7") => Some(GuestNamespace::New),
@@ -192,7 +193,15 @@ fn a_service_gets_the_socket_that_runc_gives_it() {
     });
     std::fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
     let bundle = Bundle::load(directory.path()).unwrap();
-    let guest = translate(&"c1".parse().unwrap(), &bundle, false, true, &|_, _| None).unwrap();
+    let guest = translate(
+        &"c1".parse().unwrap(),
+        &bundle,
+        false,
+        true,
+        None,
+        &|_, _| None,
+    )
+    .unwrap();
     let spec: Value = serde_json::from_slice(&guest.spec).unwrap();
     let env = json!(["A=1", "NOTIFY_SOCKET=/run/notify/notify.sock"]);
     assert_eq!(spec["process"]["env"], env);

@@ -5,12 +5,13 @@
 //!
 //! The VM ends with the last process of its containers (their proxies see to that) or with the last container's
 //! `delete`, whichever comes first; and the network namespace is given back in the same step, for the proxy is the
-//! last process that surely is in it.
+//! last process that surely is in it. One that was made for a pod (pod.rs) lives until it is stopped.
 
 pub mod disk;
 mod monitor;
 mod network;
 mod pending;
+pub mod pod;
 mod resize;
 pub mod share;
 mod traffic;
@@ -32,7 +33,7 @@ use crate::store::{Lock, SandboxRecord, Store, StoreError};
 use crate::vmm_process::{self, Control, StartingVmm, VmmError};
 pub use monitor::ensure_monitor;
 pub use network::Followed;
-pub use pending::PendingSandbox;
+pub use pending::{NewSandbox, PendingSandbox};
 use share::{Share, ShareError};
 pub use traffic::traffic;
 
@@ -156,19 +157,18 @@ impl Sandbox {
         })
     }
 
-    /// Makes a sandbox, without a VM yet, around the network namespace that `holder` lives in.
+    /// Makes a sandbox, without a VM yet.
     fn create(
         store: &Store,
-        id: &ContainerId,
-        netns_path: Option<PathBuf>,
-        holder: ProcessIdentity,
+        new: NewSandbox<'_>,
         wanted: &SandboxConfig,
     ) -> Result<Self, StoreError> {
-        let lock = store.create_sandbox(id)?;
+        let lock = store.create_sandbox(new.id)?;
         let record = SandboxRecord {
-            id: id.clone(),
-            netns_path,
-            netns_holder: holder,
+            id: new.id.clone(),
+            pod: new.pod,
+            netns_path: new.netns_path,
+            netns_holder: new.holder,
             network_options: wanted.network.clone(),
             network: NetworkState::default(),
             nics: wanted.nics.clone(),
@@ -186,7 +186,7 @@ impl Sandbox {
             _lock: lock,
         };
         if let Err(error) = sandbox.save() {
-            if let Err(error) = store.remove_sandbox(id) {
+            if let Err(error) = store.remove_sandbox(new.id) {
                 tracing::warn!(error = %crate::error::chain(&error), "a directory is left behind");
             }
             return Err(error);
@@ -399,11 +399,14 @@ impl Sandbox {
         self.undo_network(netns, keep)
     }
 
-    /// Ends the sandbox if no container but `leaving` is in use.
+    /// Ends the sandbox if no container but `leaving` is in use, and it was made for them.
     ///
     /// # Errors
     /// See [`Sandbox::end`].
     pub fn end_if_unused(&mut self, leaving: &ContainerId) -> Result<(), crate::Error> {
+        if self.record.pod.is_some() {
+            return Ok(());
+        }
         let others = self.containers_but(leaving)?;
         if others.iter().any(in_use) {
             return Ok(());

@@ -329,7 +329,7 @@ impl Sandbox {
 /// The network namespace of a sandbox; nothing if it is gone.
 pub(super) fn netns_of(record: &SandboxRecord) -> Option<Netns> {
     let of = |pid: i32| PathBuf::from(format!("/proc/{pid}/ns/net"));
-    let processes = [Some(record.netns_holder), record.vmm];
+    let processes = [record.netns_holder, record.vmm];
     let alive = processes
         .into_iter()
         .flatten()

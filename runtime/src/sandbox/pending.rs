@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::pod::Pod;
 use super::{Sandbox, SandboxError, share};
 use crate::agent_client::AgentClient;
 use crate::config::{Config, SandboxConfig};
@@ -11,6 +12,21 @@ use crate::network::Netns;
 use crate::process_identity::ProcessIdentity;
 use crate::store::Store;
 use crate::vmm_process::StartingVmm;
+
+/// A sandbox that is to be made.
+#[derive(Debug)]
+pub struct NewSandbox<'a> {
+    /// Its id.
+    pub id: &'a ContainerId,
+    /// Its network namespace, which the caller holds open.
+    pub netns: &'a Netns,
+    /// Where that is mounted.
+    pub netns_path: Option<PathBuf>,
+    /// A process that lives in it.
+    pub holder: Option<ProcessIdentity>,
+    /// The pod, if it is not made for a container.
+    pub pod: Option<Pod>,
+}
 
 /// A sandbox that a container is being made in. Dropping it ends a VM that was made for the container, or takes the
 /// container out of one that was there before.
@@ -24,23 +40,20 @@ pub struct PendingSandbox {
 }
 
 impl PendingSandbox {
-    /// Makes a sandbox of the container's own, and starts its VM and its monitor.
+    /// Makes a sandbox, and starts its VM and its monitor.
     ///
     /// # Errors
     /// The state directory, or hull-vmm's program.
     pub fn boot(
         store: &Store,
         config: &Config,
-        container: &ContainerId,
-        netns: &Netns,
-        netns_path: Option<PathBuf>,
-        holder: ProcessIdentity,
-        wanted: SandboxConfig,
+        new: NewSandbox<'_>,
+        wanted: &SandboxConfig,
     ) -> Result<Self, crate::Error> {
-        let sandbox = Sandbox::create(store, container, netns_path, holder, &wanted)?;
+        let (id, netns) = (new.id, new.netns);
         let mut pending = Self {
-            container: container.clone(),
-            sandbox: Some(sandbox),
+            container: id.clone(),
+            sandbox: Some(Sandbox::create(store, new, wanted)?),
             starting: None,
             is_new: true,
         };
@@ -107,7 +120,7 @@ impl PendingSandbox {
         }
     }
 
-    /// The container has been made.
+    /// What was to be made has been.
     pub fn keep(mut self) {
         self.sandbox = None;
     }

@@ -364,11 +364,12 @@ pub(crate) mod tests_support {
     pub(crate) fn sandbox_record(id: &ContainerId) -> SandboxRecord {
         SandboxRecord {
             id: id.clone(),
+            pod: None,
             netns_path: None,
-            netns_holder: ProcessIdentity {
+            netns_holder: Some(ProcessIdentity {
                 pid: 1,
                 start_time: u64::MAX,
-            },
+            }),
             network_options: Options::default(),
             network: NetworkState::default(),
             nics: crate::config::NicSettings::default(),

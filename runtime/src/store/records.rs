@@ -11,6 +11,7 @@ use crate::config::{NicSettings, VmSize};
 use crate::container::{ContainerId, PinnedNamespace};
 use crate::network::{NetworkState, Options};
 use crate::process_identity::ProcessIdentity;
+use crate::sandbox::pod::Pod;
 use crate::timing::Phase;
 
 /// `state.json`: a container.
@@ -80,12 +81,15 @@ pub enum Lifecycle {
 /// `sandbox.json`: a sandbox.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SandboxRecord {
-    /// Its id, that of the container it was made for.
+    /// Its id, that of the container it was made for, or of the pod.
     pub id: ContainerId,
+    /// The pod that it was made for, before any container of it.
+    #[serde(default)]
+    pub pod: Option<Pod>,
     /// Where its network namespace is mounted, if it was given one.
     pub netns_path: Option<PathBuf>,
-    /// A process that lives in its network namespace: the first container's proxy.
-    pub netns_holder: ProcessIdentity,
+    /// A process that lives in its network namespace: the first container's proxy, if it was made for one.
+    pub netns_holder: Option<ProcessIdentity>,
     /// What is wanted of its network.
     pub network_options: Options,
     /// What was done to the network namespace.

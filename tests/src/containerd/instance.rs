@@ -22,6 +22,25 @@ const DISABLED: [&str; 6] = [
     "io.containerd.snapshotter.v1.zfs",
 ];
 
+/// What holds a pod.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Sandboxer {
+    /// A container that waits.
+    Container,
+    /// The shim, by containerd 2.
+    Shim,
+}
+
+impl Sandboxer {
+    /// A line of the runtime's configuration, if it is not what containerd does by itself.
+    fn setting(self) -> &'static str {
+        match self {
+            Self::Container => "",
+            Self::Shim => "sandboxer = \"shim\"",
+        }
+    }
+}
+
 /// A containerd that runs. It ends when this goes.
 #[derive(Debug)]
 pub(super) struct Instance {
@@ -30,8 +49,8 @@ pub(super) struct Instance {
 }
 
 impl Instance {
-    /// One that has the snapshotters overlayfs and `snapshotter`.
-    pub(super) fn start(snapshotter: &str) -> Self {
+    /// One that has the snapshotters overlayfs and `snapshotter`, and has pods held as `sandboxer` says.
+    pub(super) fn start(snapshotter: &str, sandboxer: Sandboxer) -> Self {
         let directory = TempDir::with_prefix("containerd-").expect("temporary directory");
         let path = |name: &str| directory.path().join(name).display().to_string();
         let disabled: Vec<String> = DISABLED
@@ -65,7 +84,7 @@ bin_dir = "/usr/lib/cni"
 conf_dir = "{networks}"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
-{hull}"#,
+{hull}{sandboxer}"#,
             root = path("root"),
             state = path("state"),
             disabled = disabled.join(", "),
@@ -74,6 +93,7 @@ runtime_type = "io.containerd.runc.v2"
             image = super::BUSYBOX,
             networks = path("net.d"),
             hull = include_str!("../../../deploy/containerd.toml"),
+            sandboxer = sandboxer.setting(),
         );
         fs::write(path("config.toml"), config).expect("configuration");
         let network = json!({

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 pub use cri::Cri;
-use instance::Instance;
+use instance::{Instance, Sandboxer};
 pub use streaming::Streams;
 
 use crate::command::{Finished, eventually, finish, run, run_ok, undo};
@@ -68,7 +68,30 @@ impl Containerd {
     /// It does not start.
     #[must_use]
     pub fn start_own_with(snapshotter: &str, namespace: &str) -> Self {
-        let instance = Instance::start(snapshotter);
+        Self::start_instance(snapshotter, namespace, Sandboxer::Container)
+    }
+
+    /// The same in the namespace of Kubernetes, whose pods hull's shim holds; none where containerd is older than 2, which
+    /// cannot have it so, and the case says that it is left out.
+    ///
+    /// # Panics
+    /// It does not start.
+    #[must_use]
+    pub fn start_own_without_pause() -> Option<Self> {
+        let told = run_ok("containerd", &["--version"]);
+        let version = told.split_whitespace().nth(2).expect("a version");
+        let major = version.trim_start_matches('v').split('.').next();
+        if major.and_then(|major| major.parse().ok()) < Some(2) {
+            eprintln!(
+                "left out: containerd {version} has pods held by a container, and 2 is needed"
+            );
+            return None;
+        }
+        Some(Self::start_instance("overlayfs", "k8s.io", Sandboxer::Shim))
+    }
+
+    fn start_instance(snapshotter: &str, namespace: &str, sandboxer: Sandboxer) -> Self {
+        let instance = Instance::start(snapshotter, sandboxer);
         let containerd = Self {
             runtime: RUNTIME,
             address: instance.address(),

@@ -153,6 +153,7 @@ fn namespaces_of_other_containers_are_joined() {
     config["linux"]["namespaces"] = json!([
         { "type": "pid", "path": "/proc/42/ns/pid" },
         { "type": "uts", "path": "/proc/42/ns/uts" },
+        { "type": "ipc", "path": "/proc/1/ns/ipc" },
         { "type": "mount" },
     ]);
     let guest = convert(&config).unwrap();
@@ -163,6 +164,7 @@ fn namespaces_of_other_containers_are_joined() {
         let path = match namespace.typ() {
             LinuxNamespaceType::Pid => Some(Path::new("/proc/42/ns/pid")),
             LinuxNamespaceType::Uts => Some(Path::new("/proc/42/ns/uts")),
+            LinuxNamespaceType::Ipc => Some(Path::new("/proc/1/ns/ipc")),
             _ => None,
         };
         assert_eq!(namespace.path().as_deref(), path);
