@@ -368,7 +368,6 @@ mod tests {
         fn queue_sizes(&self) -> &[u16] {
             &self.0
         }
-        fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
         fn activate(&mut self, _activation: Activation) -> Result<(), ActivateError> {
             Ok(())
         }

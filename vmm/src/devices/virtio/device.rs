@@ -39,8 +39,18 @@ pub trait VirtioDevice: Send {
     /// The largest size of each queue, each a power of two; the length is the number of queues.
     fn queue_sizes(&self) -> &[u16];
 
+    /// The device configuration space as it is now (virtio 1.2 §2.5).
+    fn config(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
     /// Reads from the device configuration space. Bytes beyond its end are left as they are (zero).
-    fn read_config(&self, offset: u64, data: &mut [u8]);
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (byte, value) in data.iter_mut().zip(self.config().iter().skip(start)) {
+            *byte = *value;
+        }
+    }
 
     /// Writes to the device configuration space; what is not writable is ignored.
     fn write_config(&mut self, offset: u64, data: &[u8]) {

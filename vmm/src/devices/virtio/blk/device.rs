@@ -74,28 +74,6 @@ impl Blk {
             workers: Vec::new(),
         })
     }
-
-    fn config(&self) -> [u8; CONFIG] {
-        let mut bytes = [0; CONFIG];
-        let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
-        put(0, &self.disk.sectors().to_le_bytes());
-        put(8, &MAX_PIECE.to_le_bytes());
-        put(12, &u32::from(MAX_PIECES).to_le_bytes());
-        put(20, &self.disk.logical_block().to_le_bytes());
-        // At most MAX_QUEUES.
-        let queues = u16::try_from(self.queue_sizes.len()).unwrap_or(MAX_QUEUES);
-        put(34, &queues.to_le_bytes());
-        let sectors_of_block = u64::from(self.disk.logical_block()) / SECTOR;
-        let alignment = u32::try_from(sectors_of_block).unwrap_or(1);
-        put(36, &MAX_RANGE_SECTORS.to_le_bytes());
-        put(40, &MAX_RANGES.to_le_bytes());
-        put(44, &alignment.to_le_bytes());
-        put(48, &MAX_RANGE_SECTORS.to_le_bytes());
-        put(52, &MAX_RANGES.to_le_bytes());
-        // write_zeroes_may_unmap.
-        put(56, &[1]);
-        bytes
-    }
 }
 
 impl VirtioDevice for Blk {
@@ -115,12 +93,26 @@ impl VirtioDevice for Blk {
         &self.queue_sizes
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.config();
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (byte, value) in data.iter_mut().zip(config.iter().skip(start)) {
-            *byte = *value;
-        }
+    fn config(&self) -> Vec<u8> {
+        let mut bytes = vec![0; CONFIG];
+        let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
+        put(0, &self.disk.sectors().to_le_bytes());
+        put(8, &MAX_PIECE.to_le_bytes());
+        put(12, &u32::from(MAX_PIECES).to_le_bytes());
+        put(20, &self.disk.logical_block().to_le_bytes());
+        // At most MAX_QUEUES.
+        let queues = u16::try_from(self.queue_sizes.len()).unwrap_or(MAX_QUEUES);
+        put(34, &queues.to_le_bytes());
+        let sectors_of_block = u64::from(self.disk.logical_block()) / SECTOR;
+        let alignment = u32::try_from(sectors_of_block).unwrap_or(1);
+        put(36, &MAX_RANGE_SECTORS.to_le_bytes());
+        put(40, &MAX_RANGES.to_le_bytes());
+        put(44, &alignment.to_le_bytes());
+        put(48, &MAX_RANGE_SECTORS.to_le_bytes());
+        put(52, &MAX_RANGES.to_le_bytes());
+        // write_zeroes_may_unmap.
+        put(56, &[1]);
+        bytes
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {

@@ -22,8 +22,6 @@ const FEATURES: u64 =
 const QUEUE_SIZES: [u16; 2] = [64, 64];
 const TRANSMIT: u16 = 1;
 
-/// `max_nr_ports` in the configuration space, after `cols` and `rows`, which are not offered (§5.3.4).
-const MAX_PORTS_OFFSET: u64 = 4;
 /// `emerg_wr` in the configuration space.
 const EMERGENCY_WRITE_OFFSET: u64 = 8;
 
@@ -67,14 +65,15 @@ impl VirtioDevice for Console {
         &QUEUE_SIZES
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        // One port; only the lowest byte of the le32 is not zero.
-        let position = MAX_PORTS_OFFSET
-            .checked_sub(offset)
-            .and_then(|at| usize::try_from(at).ok());
-        if let Some(byte) = position.and_then(|at| data.get_mut(at)) {
-            *byte = 1;
-        }
+    /// `struct virtio_console_config` (§5.3.4); the size is not offered.
+    fn config(&self) -> Vec<u8> {
+        let (columns, rows, ports) = (0_u16, 0_u16, 1_u32);
+        [
+            &columns.to_le_bytes()[..],
+            &rows.to_le_bytes(),
+            &ports.to_le_bytes(),
+        ]
+        .concat()
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {

@@ -103,11 +103,8 @@ impl VirtioDevice for Fs {
         &QUEUE_SIZES
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (byte, value) in data.iter_mut().zip(self.config.iter().skip(start)) {
-            *byte = *value;
-        }
+    fn config(&self) -> Vec<u8> {
+        self.config.into()
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {

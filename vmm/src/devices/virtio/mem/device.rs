@@ -16,9 +16,6 @@ use crate::devices::virtio::worker_thread::WorkerThread;
 const QUEUE_SIZES: [u16; 1] = [64];
 const FEATURES: u64 = 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 
-/// Bytes of the configuration (§5.15.4).
-const CONFIG: usize = 56;
-
 /// The memory device.
 pub struct Mem {
     region: Arc<Region>,
@@ -33,25 +30,6 @@ impl Mem {
             region,
             worker: None,
         }
-    }
-
-    /// The configuration space: le64 block_size, le16 node_id and padding, le64 addr, region_size,
-    /// usable_region_size, plugged_size, requested_size.
-    fn config(&self) -> [u8; CONFIG] {
-        let fields = [
-            BLOCK,
-            0,
-            self.region.start(),
-            self.region.size(),
-            self.region.size(),
-            self.region.plugged(),
-            self.region.wanted(),
-        ];
-        let mut bytes = [0; CONFIG];
-        for (place, field) in bytes.chunks_exact_mut(8).zip(fields) {
-            place.copy_from_slice(&field.to_le_bytes());
-        }
-        bytes
     }
 }
 
@@ -68,15 +46,19 @@ impl VirtioDevice for Mem {
         &QUEUE_SIZES
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.config();
-        let rest = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| config.get(offset..))
-            .unwrap_or_default();
-        for (place, byte) in data.iter_mut().zip(rest) {
-            *place = *byte;
-        }
+    /// le64 block_size, le16 node_id and padding, le64 addr, region_size,
+    /// usable_region_size, plugged_size, requested_size (§5.15.4).
+    fn config(&self) -> Vec<u8> {
+        let fields = [
+            BLOCK,
+            0,
+            self.region.start(),
+            self.region.size(),
+            self.region.size(),
+            self.region.plugged(),
+            self.region.wanted(),
+        ];
+        fields.map(u64::to_le_bytes).concat()
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {

@@ -203,21 +203,6 @@ impl Net {
         counted.then(|| Arc::clone(&self.counters))
     }
 
-    /// `struct virtio_net_config` up to `mtu` (§5.1.4).
-    fn config(&self) -> [u8; 12] {
-        let link = if self.link_up.load(Ordering::SeqCst) {
-            VIRTIO_NET_S_LINK_UP
-        } else {
-            0
-        };
-        let mut config = [0; 12];
-        config[..6].copy_from_slice(&self.mac);
-        config[6..8].copy_from_slice(&link.to_le_bytes()[..2]);
-        config[8..10].copy_from_slice(&self.pairs().to_le_bytes());
-        config[10..].copy_from_slice(&self.mtu.to_le_bytes());
-        config
-    }
-
     /// The most that buffers for one received frame must hold.
     fn largest_frame(&self, offloads: Offloads) -> usize {
         if offloads.segmentation() {
@@ -353,14 +338,20 @@ impl VirtioDevice for Net {
         &self.queue_sizes
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.config();
-        let rest = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| config.get(offset..));
-        for (to, from) in data.iter_mut().zip(rest.unwrap_or_default()) {
-            *to = *from;
-        }
+    /// `struct virtio_net_config` up to `mtu` (§5.1.4).
+    fn config(&self) -> Vec<u8> {
+        let link = if self.link_up.load(Ordering::SeqCst) {
+            VIRTIO_NET_S_LINK_UP
+        } else {
+            0
+        };
+        [
+            &self.mac[..],
+            &link.to_le_bytes()[..2],
+            &self.pairs().to_le_bytes(),
+            &self.mtu.to_le_bytes(),
+        ]
+        .concat()
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {

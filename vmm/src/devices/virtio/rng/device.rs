@@ -50,8 +50,6 @@ impl VirtioDevice for Rng {
         &QUEUE_SIZES
     }
 
-    fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
-
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         if self.worker.is_some() {
             return Err(ActivateError::NoBackend);

@@ -59,12 +59,8 @@ impl VirtioDevice for Vsock {
     }
 
     /// `struct virtio_vsock_config` (§5.10.4): the guest's CID.
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.guest_cid.to_le_bytes();
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (byte, value) in data.iter_mut().zip(config.iter().skip(start)) {
-            *byte = *value;
-        }
+    fn config(&self) -> Vec<u8> {
+        self.guest_cid.to_le_bytes().into()
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
