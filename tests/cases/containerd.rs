@@ -146,6 +146,35 @@ echo "$CONTAINER_NAMESPACE $CONTAINER_ID" >"$log"
 "#;
 
 #[test]
+fn a_reader_that_never_reads_blocks_nobody_else() {
+    let leaks = LeakCheck::new();
+    let containerd = Containerd::of_machine();
+    let id = containerd.start(&[], "exec sleep 1000");
+    containerd.await_state(&id, "RUNNING");
+    // ctr reads no more of the exec's FIFO once its own output is full.
+    let mut unread = containerd
+        .exec_command(&[], &id, "touch /started; exec yes")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    assert!(eventually(|| {
+        containerd.exec(&id, "test -e /started").code == 0
+    }));
+
+    let script = "dd if=/dev/zero bs=65536 count=16 2>/dev/null; exit 3";
+    assert_eq!(containerd.exec(&id, script).expect(3).stdout.len(), 1 << 20);
+    containerd.ok(&["task", "pause", &id]);
+    containerd.ok(&["task", "resume", &id]);
+    containerd.ok(&["task", "kill", "--signal", "KILL", &id]);
+    containerd.await_state(&id, "STOPPED");
+    unread.kill().unwrap();
+    wait(&mut unread);
+    assert_eq!(containerd.delete(&id), 137);
+    nothing_left(&leaks);
+}
+
+#[test]
 fn a_logger_program_gets_all_that_is_written() {
     use std::os::unix::fs::PermissionsExt;
 
