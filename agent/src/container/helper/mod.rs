@@ -20,6 +20,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use hull_agent_protocol::stdio;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
@@ -41,7 +42,7 @@ use crate::{log::LineLog, sys};
 pub const ARGUMENT: &str = "container-helper";
 
 /// The first descriptor after the stdio.
-const FIRST_FILE: RawFd = 3;
+const FIRST_FILE: RawFd = stdio::FIRST_FILE.cast_signed();
 
 /// The longest line of either side. Specifications of some hundred kilobytes have been seen.
 const MAX_LINE: u64 = 16 << 20;
