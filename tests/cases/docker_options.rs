@@ -1,14 +1,8 @@
 //! The options of `docker run`, and the commands for a container that runs.
 
-use std::process::{Child, Command, Stdio};
-
-use hull_tests::command::{Finished, eventually, finish, wait};
-use hull_tests::engine::{build_context, denying};
-use hull_tests::{Engine, LeakCheck, run_ok};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use serde_json::json;
-use tempfile::TempDir;
+use hull_tests::command::eventually;
+use hull_tests::engine::denying;
+use hull_tests::{Engine, LeakCheck};
 
 #[test]
 fn environment_user_names_and_files() {
@@ -258,75 +252,4 @@ fn three_services_find_one_another() {
     let front = start(&relay(&format!("{middle}/cgi-bin/ask")));
     let ask = "wget -T 60 -q -O - http://127.0.0.1/cgi-bin/ask | grep stored";
     assert_eq!(docker.eventually(&front, ask), "stored\n");
-}
-
-/// A Docker daemon of the case's own, whose default runtime is hull.
-struct Daemon {
-    directory: TempDir,
-    process: Child,
-}
-
-impl Daemon {
-    fn start() -> Self {
-        let directory = TempDir::with_prefix("dockerd-").unwrap();
-        let path = |name: &str| directory.path().join(name).display().to_string();
-        let settings = json!({
-            "default-runtime": "hull", "runtimes": { "hull": { "path": "/usr/local/bin/hull" } },
-            "hosts": [format!("unix://{}", path("socket"))], "pidfile": path("pid"),
-            "data-root": path("data"), "exec-root": path("exec"), "storage-driver": "vfs",
-            "bridge": "none", "iptables": false, "ip6tables": false,
-            "containerd": "/run/containerd/containerd.sock",
-            "containerd-namespace": "case",
-        });
-        std::fs::write(path("daemon.json"), settings.to_string()).unwrap();
-        // In a network namespace of its own: in the host's, a daemon without a bridge removes that of another.
-        let process = Command::new("unshare")
-            .args(["--net", "dockerd", "--config-file", &path("daemon.json")])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(path("log")).unwrap())
-            .spawn()
-            .unwrap();
-        let daemon = Self { directory, process };
-        assert!(eventually(|| daemon.docker(&["version"]).code == 0));
-        daemon
-    }
-
-    fn docker(&self, words: &[&str]) -> Finished {
-        let mut command = Command::new("docker");
-        let socket = self.directory.path().join("socket");
-        command
-            .args(["--host", &format!("unix://{}", socket.display())])
-            .args(words)
-            .env("DOCKER_BUILDKIT", "0");
-        finish(&mut command, Vec::new())
-    }
-
-    #[track_caller]
-    fn ok(&self, words: &[&str]) -> String {
-        self.docker(words).expect(0).text()
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let pid = Pid::from_raw(self.process.id().try_into().unwrap_or(i32::MAX));
-        let _ = kill(pid, Signal::SIGTERM);
-        wait(&mut self.process);
-    }
-}
-
-#[test]
-fn images_are_built_with_hull_as_the_default_runtime() {
-    let daemon = Daemon::start();
-    let image = tempfile::NamedTempFile::new().unwrap();
-    let image = image.path().to_str().unwrap();
-    run_ok("docker", &["save", "--output", image, "busybox"]);
-    daemon.ok(&["load", "--input", image]);
-    let context = build_context();
-    let directory = context.path().to_str().unwrap();
-    daemon.ok(&["build", "--network", "none", "--tag", "built", directory]);
-    let made = daemon.ok(&["run", "--rm", "--network", "none", "built"]);
-    let kernel = made.strip_prefix("from the context\nset\n").expect(&made);
-    assert_ne!(kernel, run_ok("uname", &["-r"]));
 }

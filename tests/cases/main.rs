@@ -10,6 +10,7 @@ mod cri;
 mod crio;
 mod deploy;
 mod docker;
+mod docker_daemon;
 mod docker_options;
 mod exec;
 mod faults;

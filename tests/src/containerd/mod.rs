@@ -114,7 +114,15 @@ impl Containerd {
              docker save -o {archive} busybox:of-case; docker rmi busybox:of-case {image}"
         );
         run_ok("sh", &["-ec", &make]);
-        let import = ["image", "import", "--snapshotter", snapshotter, archive];
+        // containerd 2 unpacks by itself only for the snapshotters that its transfer service is configured for.
+        let import = [
+            "image",
+            "import",
+            "--local",
+            "--snapshotter",
+            snapshotter,
+            archive,
+        ];
         self.ok(&[&["--namespace", namespace], &import[..]].concat());
         self.ok(&[
             "--namespace",
