@@ -1,11 +1,12 @@
-//! The system calls that neither std nor nix wraps: process descriptors, the mount API by descriptors, and a
-//! terminal's control calls. Each function is one call with its types made safe; nothing here decides anything.
+//! The system calls that neither std nor nix wraps: process descriptors, the mount API by descriptors, and control
+//! calls of terminals and namespaces. Each function is one call with its types made safe; nothing here decides anything.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use nix::NixPath;
+use nix::sched::CloneFlags;
 
 /// `pidfd_open(2)`: a descriptor of the process that has `pid` now. It is close-on-exec.
 #[allow(unsafe_code)]
@@ -158,6 +159,19 @@ pub fn set_window_size(terminal: BorrowedFd<'_>, size: WindowSize) -> io::Result
     // SAFETY: the structure is of the type that this ioctl reads, and lives for the length of the call.
     let answer = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
     done(answer.into())
+}
+
+mod ioctl {
+    // NS_GET_NSTYPE of <linux/nsfs.h>.
+    nix::ioctl_none_bad!(ns_get_nstype, nix::request_code_none!(0xb7, 3));
+}
+
+/// The type of the namespace that a file stands for; none if it stands for none.
+#[allow(unsafe_code)]
+pub(crate) fn namespace_type(file: BorrowedFd<'_>) -> Option<CloneFlags> {
+    // SAFETY: the call takes no argument and answers a number.
+    let kind = unsafe { ioctl::ns_get_nstype(file.as_raw_fd()) };
+    CloneFlags::from_bits(kind.ok()?)
 }
 
 /// `TIOCSCTTY`: makes `terminal` the controlling terminal of the calling session leader.

@@ -1,6 +1,8 @@
 //! Which VM a container goes into: one of its own, or that of the pod that it belongs to.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +16,7 @@ use crate::network::{Netns, NetnsId};
 use crate::rootfs::GuestNamespace;
 use crate::sandbox::Sandbox;
 use crate::store::{Store, StoreError};
+use crate::sys::namespace_type;
 
 /// The host's network namespace, as far as hull sees the host.
 const HOST_NETNS: &str = "/proc/1/ns/net";
@@ -233,12 +236,15 @@ impl PinnedNamespace {
     fn at(kind: LinuxNamespaceType, path: &Path) -> Option<Self> {
         let own = Path::new("/proc/self/ns").join(pinned_name(kind)?);
         let is_namespace = statfs(path).ok()?.filesystem_type() == NSFS_MAGIC;
-        let id = |path: &Path| {
-            let metadata = std::fs::metadata(path).ok()?;
-            Some((metadata.dev(), metadata.ino()))
+        let open = |path: &Path| {
+            let file = File::open(path).ok()?;
+            let metadata = file.metadata().ok()?;
+            let id = (metadata.dev(), metadata.ino());
+            Some((namespace_type(file.as_fd())?, id))
         };
-        let (device, inode) = id(path)?;
-        (is_namespace && id(&own)? != (device, inode)).then_some(Self {
+        let (own_type, own) = open(&own)?;
+        let (given_type, (device, inode)) = is_namespace.then(|| open(path)).flatten()?;
+        (given_type == own_type && own != (device, inode)).then_some(Self {
             kind,
             device,
             inode,
@@ -341,6 +347,9 @@ fn of_proxy(
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -349,8 +358,20 @@ mod tests {
         assert_eq!(at(LinuxNamespaceType::Ipc, "/proc/self/ns/ipc"), None);
         assert_eq!(at(LinuxNamespaceType::Ipc, "/etc/hostname"), None);
         assert_eq!(at(LinuxNamespaceType::Pid, "/proc/self/ns/net"), None);
-        // Whatever is no IPC namespace of the host stands for one of the pod's.
-        assert!(at(LinuxNamespaceType::Ipc, "/proc/self/ns/net").is_some());
+        assert_eq!(at(LinuxNamespaceType::Ipc, "/proc/self/ns/net"), None);
+        let mut other = Command::new("unshare")
+            .args(["--ipc", "sleep", "1000"])
+            .spawn()
+            .unwrap();
+        let path = format!("/proc/{}/ns/ipc", other.id());
+        let own = std::fs::read_link("/proc/self/ns/ipc").unwrap();
+        while std::fs::read_link(&path).unwrap() == own {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let pinned = at(LinuxNamespaceType::Ipc, &path);
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert!(pinned.is_some());
     }
 
     #[test]

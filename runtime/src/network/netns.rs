@@ -2,7 +2,7 @@
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::thread;
@@ -12,14 +12,10 @@ use serde::{Deserialize, Serialize};
 
 use super::error::Error;
 use super::netlink::Netlink;
+use crate::sys::namespace_type;
 
 /// The calling thread's own network namespace.
 const OWN_NETNS: &str = "/proc/thread-self/ns/net";
-
-mod ioctl {
-    // NS_GET_NSTYPE of <linux/nsfs.h>.
-    nix::ioctl_none_bad!(ns_get_nstype, nix::request_code_none!(0xb7, 3));
-}
 
 /// An open network namespace. It stays alive as long as this is, or a process is in it, or something is mounted on it.
 #[derive(Debug)]
@@ -63,10 +59,7 @@ impl Netns {
             .custom_flags(libc::O_NONBLOCK)
             .open(path)
             .map_err(fail)?;
-        // SAFETY: NS_GET_NSTYPE takes no argument and only answers a number.
-        #[allow(unsafe_code)]
-        let kind = unsafe { ioctl::ns_get_nstype(file.as_raw_fd()) };
-        if kind != Ok(libc::CLONE_NEWNET) {
+        if namespace_type(file.as_fd()) != Some(CloneFlags::CLONE_NEWNET) {
             return Err(Error::NotANetns { path: path.into() });
         }
         let metadata = file.metadata().map_err(fail)?;
