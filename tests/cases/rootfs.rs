@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 
-use hull_tests::{Bundle, Hull, LeakCheck};
+use hull_tests::{Bundle, Hull, LeakCheck, run, run_ok};
 use serde_json::json;
 
 #[test]
@@ -39,27 +40,49 @@ fn a_read_only_root_refuses_writes() {
     assert!(!bundle.rootfs().join("var/file").exists());
 }
 
+/// A tmpfs in a directory, as long as it is not dropped.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn at(path: PathBuf) -> Self {
+        fs::create_dir(&path).unwrap();
+        run_ok("mount", &["-t", "tmpfs", "none", path.to_str().unwrap()]);
+        Self(path)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = run("umount", &[self.0.to_str().unwrap()]);
+    }
+}
+
 #[test]
 fn volumes_of_directories_and_files_read_only_and_not() {
-    let leaks = LeakCheck::new();
-    let hull = Hull::new();
     let volume = tempfile::tempdir().unwrap();
     fs::write(volume.path().join("given"), "by the host\n").unwrap();
+    let below = Mounted::at(volume.path().join("be low"));
+    let leaks = LeakCheck::new();
+    let hull = Hull::new();
     let bundle = Bundle::shell(
-        "cat /data/given /etc/one; echo by the guest > /data/made; echo x > /fixed/made || echo refused; echo x > /etc/one || echo refused",
+        "cat /data/given /etc/one; echo by the guest > /data/made; echo x > /fixed/made || echo refused; echo x > /etc/one || echo refused
+        echo y > '/fixed/be low/made' || echo refused; echo x > '/whole/be low/made' || echo refused",
     )
     .with(|config| {
         let source = volume.path().to_str().unwrap();
         let mounts = config["mounts"].as_array_mut().unwrap();
         mounts.push(json!({ "destination": "/data", "type": "bind", "source": source, "options": ["rbind", "rw"] }));
         mounts.push(json!({ "destination": "/fixed", "type": "bind", "source": source, "options": ["rbind", "ro"] }));
+        mounts.push(json!({ "destination": "/whole", "type": "bind", "source": source, "options": ["rbind", "rro"] }));
         mounts.push(json!({ "destination": "/etc/one", "type": "bind", "source": format!("{source}/given"), "options": ["bind", "ro"] }));
     });
     let finished = hull.run(&bundle, "volumes").expect(0);
     assert_eq!(
         finished.text(),
-        "by the host\nby the host\nrefused\nrefused\n"
+        "by the host\nby the host\nrefused\nrefused\nrefused\n"
     );
+    let made = fs::read_to_string(below.0.join("made"));
+    assert_eq!(made.unwrap(), "y\n");
     assert_eq!(
         fs::read_to_string(volume.path().join("made")).unwrap(),
         "by the guest\n"

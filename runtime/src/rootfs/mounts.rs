@@ -3,6 +3,7 @@
 //! kept for the mount in the guest.
 
 use std::fs::Metadata;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
@@ -158,6 +159,7 @@ fn bind(
     let share = Share {
         recursive: options(&mount).any(|option| option == "rbind"),
         readonly: options(&mount).any(|option| matches!(option, "ro" | "rro")),
+        readonly_below: options(&mount).any(|option| option == "rro"),
         propagation: propagation(&mount),
         ..Share::volume(
             id,
@@ -168,8 +170,32 @@ fn bind(
         )
     };
     mount.set_source(Some(Path::new(GUEST_SHARE).join(&share.target)));
+    // In the guest a share is one mount, whatever the host has mounted below it. What stays writable there is told apart
+    // from the rest by the host alone.
+    let is_partly_readonly = share.recursive && share.readonly && !share.readonly_below;
+    if is_partly_readonly && has_mounts_below(&source).map_err(fail)? {
+        let others = options(&mount).filter(|option| *option != "ro");
+        let others = others.map(str::to_owned).collect();
+        mount.set_options(Some(others));
+    }
     shares.push(share);
     Ok(mount)
+}
+
+/// Whether the host has something mounted below `path`, which is absolute (proc_pid_mountinfo(5)).
+fn has_mounts_below(path: &Path) -> std::io::Result<bool> {
+    let mut prefix = Vec::new();
+    for &byte in path.join("").as_os_str().as_bytes() {
+        match byte {
+            b' ' | b'\t' | b'\n' | b'\\' => prefix.extend(format!("\\{byte:03o}").into_bytes()),
+            byte => prefix.push(byte),
+        }
+    }
+    let mounts = std::fs::read("/proc/self/mountinfo")?;
+    let mut points = mounts
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
+    Ok(points.any(|point| point.len() > prefix.len() && point.starts_with(&prefix)))
 }
 
 /// What is mounted below a source later on the host is to be seen in the guest if the mount is to receive it at all.

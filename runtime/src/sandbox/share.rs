@@ -71,6 +71,8 @@ pub struct Share {
     pub recursive: bool,
     /// Whether the guest is kept from writing, whatever it does to its own mounts.
     pub readonly: bool,
+    /// Whether it is so where something else is mounted below it.
+    pub readonly_below: bool,
     /// See [`Propagation`].
     pub propagation: Propagation,
 }
@@ -86,6 +88,7 @@ impl Share {
             is_file: false,
             recursive: true,
             readonly: false,
+            readonly_below: false,
             propagation: Propagation::Private,
         }
     }
@@ -107,6 +110,7 @@ impl Share {
             is_file,
             recursive: false,
             readonly: false,
+            readonly_below: false,
             propagation: Propagation::Private,
         }
     }
@@ -130,7 +134,8 @@ impl Share {
         sys::set_mount_attributes(tree.as_fd(), true, 0, propagation)
             .map_err(fail("set the propagation of"))?;
         if self.readonly {
-            sys::set_mount_attributes(tree.as_fd(), false, libc::MOUNT_ATTR_RDONLY, 0)
+            let attributes = libc::MOUNT_ATTR_RDONLY;
+            sys::set_mount_attributes(tree.as_fd(), self.readonly_below, attributes, 0)
                 .map_err(fail("make read-only the mount of"))?;
         }
         Ok(tree)
