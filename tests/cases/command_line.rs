@@ -426,6 +426,43 @@ fn limits_and_what_is_used_of_them() {
 }
 
 #[test]
+fn exec_joins_a_cgroup_that_takes_processes() {
+    with_each(|runtime| {
+        let bundle = Bundle::new(&["sleep", "1000"]).with(|config| {
+            let mounts = config["mounts"].as_array_mut().unwrap();
+            let mut cgroups = mounts.iter_mut().filter(|mount| mount["type"] == "cgroup");
+            cgroups.next().unwrap()["options"] = json!(["nosuid", "nodev", "noexec"]);
+        });
+        let _output = runtime.create(&bundle, "c");
+        expect(runtime, "start c", 0, "");
+        expect(
+            runtime,
+            "exec --cgroup .. c true",
+            255,
+            ".. is not a sub cgroup path",
+        );
+        expect(runtime, "exec --cgroup nowhere c true", 255, "o such file");
+        let inside = |script: &str| {
+            let inside = runtime.hull(&["exec", "c", "sh", "-ec", script]);
+            inside.expect(0).text()
+        };
+        inside("cd /sys/fs/cgroup; mkdir init other; echo 1 > init/cgroup.procs");
+        let own = "c cat /proc/self/cgroup";
+        assert_eq!(expect(runtime, &format!("exec {own}"), 0, ""), "0::/\n");
+        let other = format!("exec --cgroup other {own}");
+        assert_eq!(expect(runtime, &other, 0, ""), "0::/other\n");
+        // As a service manager does; its cgroup takes no processes of its own any more.
+        inside(
+            "cd /sys/fs/cgroup; echo $$ > init/cgroup.procs; echo +memory > cgroup.subtree_control",
+        );
+        assert_eq!(expect(runtime, &format!("exec {own}"), 0, ""), "0::/init\n");
+        expect(runtime, "exec --cgroup / c true", 255, "esource busy");
+        assert_eq!(expect(runtime, &other, 0, ""), "0::/other\n");
+        expect(runtime, "delete --force c", 0, "");
+    });
+}
+
+#[test]
 fn events_tell_of_a_container_until_its_end() {
     with_each(|runtime| {
         let bundle = Bundle::shell("until test -e /end; do sleep 0.2; done");
