@@ -12,6 +12,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
+/// The one family that is neither a counter nor a gauge.
+const HISTOGRAM: &str = "hull_agent_call_seconds";
+
 /// An exposition: the values of its samples by name and labels as they are written.
 struct Metrics(BTreeMap<String, f64>);
 
@@ -28,16 +31,21 @@ impl Metrics {
                 assert!(families.insert(family), "{family} comes twice");
                 let typed = lines.next().and_then(|line| line.strip_prefix("# TYPE "));
                 let kind = typed.and_then(|typed| typed.strip_prefix(family));
-                let expected = if family.ends_with("_total") {
-                    " counter"
-                } else {
-                    " gauge"
+                let expected = match family {
+                    HISTOGRAM => " histogram",
+                    _ if family.ends_with("_total") => " counter",
+                    _ => " gauge",
                 };
                 assert_eq!(kind, Some(expected), "{family}");
                 continue;
             }
             let (sample, value) = line.rsplit_once(' ').unwrap();
-            assert_eq!(sample.split('{').next(), Some(family), "{line}");
+            let name = sample.split('{').next().unwrap();
+            let name = match family {
+                HISTOGRAM => name.rsplit_once('_').unwrap().0,
+                _ => name,
+            };
+            assert_eq!(name, family, "{line}");
             let value = value.parse().unwrap_or_else(|_| panic!("{line}"));
             assert!(samples.insert(sample.to_owned(), value).is_none(), "{line}");
         }
@@ -116,6 +124,16 @@ fn a_sandbox_tells_what_it_costs_and_hull_tells_it_of_all() {
             of("hull_guest_memory_available_bytes", ""),
         );
         assert!(0.0 < available && available < total && total < of("hull_vm_memory_bytes", ""));
+        for (device, kind) in [("shared", "file_system"), ("vsock", "socket")] {
+            let labels = format!(",device=\"{device}\",kind=\"{kind}\"");
+            for direction in ["to_guest", "from_guest"] {
+                let of = |what| of(&format!("hull_device_{direction}_{what}_total"), &labels);
+                assert!(of("operations") > 0.0 && of("bytes") > 0.0, "{device}");
+            }
+        }
+        let calls = of(&format!("{HISTOGRAM}_count"), "");
+        assert!(calls > 3.0 && of(&format!("{HISTOGRAM}_bucket"), ",le=\"+Inf\"") == calls);
+        assert!(of(&format!("{HISTOGRAM}_sum"), "") > 0.0);
         let latency = of("hull_agent_latency_seconds", "");
         assert!(0.0 < latency && latency < 5.0, "{latency}");
         let container = format!(",container=\"{sandbox}\"");

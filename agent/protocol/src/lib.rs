@@ -2,6 +2,7 @@
 //! ports, the opening line of the stdio streams, the way of DNS queries, and that of a service's notifications.
 
 pub mod dns;
+pub mod latency;
 pub mod localhost;
 pub mod notify;
 pub mod ports;

@@ -3,6 +3,7 @@
 //! ttrpc runs every call as a task of the agent's event loop. What blocks goes to a thread; what must not be left half
 //! done when a caller goes away is a task of its own.
 
+mod latency;
 mod status;
 
 use std::future::Future;
@@ -28,6 +29,7 @@ use crate::mounts::{self, Storage};
 use crate::network::{self, Network};
 use crate::stdio::InheritedFile;
 use crate::{machine, process::Process};
+use latency::{Latency, timed};
 use status::{internal, invalid, status};
 
 /// How long the answer to Shutdown may take to leave the machine.
@@ -37,6 +39,7 @@ const LAST_ANSWER: Duration = Duration::from_millis(5);
 pub struct Service {
     containers: Arc<Containers>,
     network: Arc<Network>,
+    latency: Arc<Latency>,
 }
 
 impl Service {
@@ -45,6 +48,7 @@ impl Service {
         Self {
             containers,
             network: Arc::new(network),
+            latency: Arc::default(),
         }
     }
 
@@ -59,7 +63,8 @@ impl Service {
 
 /// A server of the calls, which still needs an address.
 pub fn server(service: Service) -> Server {
-    Server::new().register_service(create_agent(Arc::new(service)))
+    let latency = Arc::clone(&service.latency);
+    Server::new().register_service(timed(create_agent(Arc::new(service)), &latency))
 }
 
 /// Runs `work` to its end, whether or not the caller stays.
@@ -121,6 +126,8 @@ impl Agent for Service {
             uptime: machine::uptime().map_err(internal)?,
             memory_total: memory.total,
             memory_available: memory.available,
+            call_counts: self.latency.counts(),
+            call_time_us: self.latency.sum_us(),
             ..Default::default()
         })
     }

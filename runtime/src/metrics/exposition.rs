@@ -1,8 +1,11 @@
 //! The families of metrics, and their text (version 0.0.4 of Prometheus' format).
 
-use hull_vmm_protocol::control::{NicTraffic, TrafficCounters};
+use hull_agent_protocol::latency::BOUNDS;
+use hull_vmm_protocol::control::{DeviceCounters, DeviceKind, NicTraffic, TrafficCounters};
 use prometheus::TextEncoder;
-use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::{
+    Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
+};
 
 use super::MetricsError;
 use super::reading::{Reading, Used, Vmm};
@@ -23,7 +26,7 @@ struct Family {
 type Sample<'r> = (Vec<(&'static str, &'r str)>, f64);
 
 /// A new metric is a row here.
-const FAMILIES: [Family; 21] = [
+const FAMILIES: [Family; 26] = [
     Family {
         name: "hull_sandbox_running",
         kind: GAUGE,
@@ -148,6 +151,36 @@ const FAMILIES: [Family; 21] = [
         samples: |reading| of_nics(reading, |nic| nic.sent, |count| count.dropped),
     },
     Family {
+        name: "hull_device_to_guest_operations_total",
+        kind: COUNTER,
+        help: "Reads of a disk, replies of a file system, packets of the host through the socket device.",
+        samples: |reading| of_devices(reading, |device| device.to_guest.operations),
+    },
+    Family {
+        name: "hull_device_to_guest_bytes_total",
+        kind: COUNTER,
+        help: "Bytes of the same.",
+        samples: |reading| of_devices(reading, |device| device.to_guest.bytes),
+    },
+    Family {
+        name: "hull_device_from_guest_operations_total",
+        kind: COUNTER,
+        help: "Writes of a disk, requests to a file system, packets of the guest through the socket device.",
+        samples: |reading| of_devices(reading, |device| device.from_guest.operations),
+    },
+    Family {
+        name: "hull_device_from_guest_bytes_total",
+        kind: COUNTER,
+        help: "Bytes of the same.",
+        samples: |reading| of_devices(reading, |device| device.from_guest.bytes),
+    },
+    Family {
+        name: "hull_device_failures_total",
+        kind: COUNTER,
+        help: "What a device has refused the guest, or the host failed at.",
+        samples: |reading| of_devices(reading, |device| device.failed),
+    },
+    Family {
         name: "hull_container_create_phase_seconds",
         kind: GAUGE,
         help: "How long each phase of the creation of a container took.",
@@ -172,6 +205,7 @@ pub(super) fn text(readings: &[Reading]) -> Result<String, MetricsError> {
     let families: Vec<_> = FAMILIES
         .iter()
         .map(|family| family.of(readings))
+        .chain([agent_calls(readings)])
         .filter(|family| !family.get_metric().is_empty())
         .collect();
     TextEncoder::new()
@@ -179,30 +213,70 @@ pub(super) fn text(readings: &[Reading]) -> Result<String, MetricsError> {
         .map_err(MetricsError::Encode)
 }
 
+/// The one family that has not a value for each sample.
+fn agent_calls(readings: &[Reading]) -> MetricFamily {
+    let metrics = readings.iter().filter_map(|reading| {
+        let (counts, sum) = &reading.guest.as_ref()?.calls;
+        let mut so_far = 0_u64;
+        let buckets = BOUNDS.iter().zip(counts).map(|(bound, count)| {
+            so_far = so_far.saturating_add(*count);
+            let mut bucket = Bucket::default();
+            bucket.set_upper_bound(bound.as_secs_f64());
+            bucket.set_cumulative_count(so_far);
+            bucket
+        });
+        let mut histogram = Histogram::default();
+        histogram.set_bucket(buckets.collect());
+        let all = counts
+            .iter()
+            .fold(0_u64, |all, count| all.saturating_add(*count));
+        histogram.set_sample_count(all);
+        histogram.set_sample_sum(sum.as_secs_f64());
+        let mut metric = labelled(reading, &[]);
+        metric.set_histogram(histogram);
+        Some(metric)
+    });
+    family(
+        "hull_agent_call_seconds",
+        MetricType::HISTOGRAM,
+        "How long calls of the guest's agent have taken, but for waits.",
+        metrics.collect(),
+    )
+}
+
+fn family(name: &str, kind: MetricType, help: &str, metrics: Vec<Metric>) -> MetricFamily {
+    let mut family = MetricFamily::default();
+    family.set_name(name.into());
+    family.set_help(help.into());
+    family.set_field_type(kind);
+    family.set_metric(metrics);
+    family
+}
+
+/// A metric of a sandbox, without a value.
+fn labelled(reading: &Reading, labels: &[(&str, &str)]) -> Metric {
+    let sandbox = ("sandbox", reading.sandbox.as_str());
+    let labels = std::iter::once(&sandbox).chain(labels);
+    let pairs = labels.map(|(name, value)| {
+        let mut pair = LabelPair::default();
+        pair.set_name((*name).into());
+        pair.set_value((*value).into());
+        pair
+    });
+    Metric::from_label(pairs.collect())
+}
+
 impl Family {
     fn of(&self, readings: &[Reading]) -> MetricFamily {
         let metrics = readings.iter().flat_map(|reading| {
             let samples = (self.samples)(reading).into_iter();
-            samples.map(|(labels, value)| self.metric(reading.sandbox.as_str(), &labels, value))
+            samples.map(|(labels, value)| self.metric(reading, &labels, value))
         });
-        let mut family = MetricFamily::default();
-        family.set_name(self.name.into());
-        family.set_help(self.help.into());
-        family.set_field_type(self.kind);
-        family.set_metric(metrics.collect());
-        family
+        family(self.name, self.kind, self.help, metrics.collect())
     }
 
-    fn metric(&self, sandbox: &str, labels: &[(&str, &str)], value: f64) -> Metric {
-        let sandbox = ("sandbox", sandbox);
-        let labels = std::iter::once(&sandbox).chain(labels);
-        let pairs = labels.map(|(name, value)| {
-            let mut pair = LabelPair::default();
-            pair.set_name((*name).into());
-            pair.set_value((*value).into());
-            pair
-        });
-        let mut metric = Metric::from_label(pairs.collect());
+    fn metric(&self, reading: &Reading, labels: &[(&str, &str)], value: f64) -> Metric {
+        let mut metric = labelled(reading, labels);
         if self.kind == COUNTER {
             let mut counter = Counter::default();
             counter.set_value(value);
@@ -264,6 +338,21 @@ fn of_nics(
     .collect()
 }
 
+fn of_devices(reading: &Reading, value: fn(&DeviceCounters) -> u64) -> Vec<Sample<'_>> {
+    let devices = reading.vmm.iter().flat_map(|vmm| &vmm.devices);
+    devices
+        .map(|device| {
+            let kind = match device.kind {
+                DeviceKind::Disk => "disk",
+                DeviceKind::FileSystem => "file_system",
+                DeviceKind::Socket => "socket",
+            };
+            let labels = vec![("device", device.id.as_str()), ("kind", kind)];
+            (labels, value(device) as f64)
+        })
+        .collect()
+}
+
 fn create_phases(reading: &Reading) -> Vec<Sample<'_>> {
     let containers = reading.containers.iter();
     containers
@@ -294,6 +383,8 @@ mod tests {
     use std::collections::BTreeMap;
     use std::time::Duration;
 
+    use hull_vmm_protocol::control::Moved;
+
     use super::*;
     use crate::metrics::reading::{Container, Guest};
     use crate::timing::Phase;
@@ -313,10 +404,21 @@ mod tests {
                 vcpu_counters: counters
                     .map(|(name, count)| (name.to_owned(), count))
                     .into(),
+                devices: vec![DeviceCounters {
+                    id: "disk-c1".into(),
+                    kind: DeviceKind::Disk,
+                    to_guest: Moved {
+                        operations: 2,
+                        bytes: 4096,
+                    },
+                    from_guest: Moved::default(),
+                    failed: 1,
+                }],
             }),
             nics: Some(vec![("strange\"\\\n".into(), passed)]),
             guest: Some(Guest {
                 latency: Duration::from_millis(2),
+                calls: ([5, 0, 2, 0, 0, 0, 0, 1], Duration::from_millis(5500)),
                 memory_total: u64::MAX,
                 memory_available: 0,
             }),
@@ -347,7 +449,13 @@ mod tests {
             "hull_vm_memory_bytes{sandbox=\"one\"} 268435456",
             "hull_nic_receive_bytes_total{sandbox=\"one\",interface=\"strange\\\"\\\\\\n\"} 1500",
             "hull_nic_transmit_dropped_total{sandbox=\"one\",interface=\"strange\\\"\\\\\\n\"} 3",
+            "hull_device_to_guest_bytes_total{sandbox=\"one\",device=\"disk-c1\",kind=\"disk\"} 4096",
+            "hull_device_failures_total{sandbox=\"one\",device=\"disk-c1\",kind=\"disk\"} 1",
             "hull_agent_latency_seconds{sandbox=\"one\"} 0.002",
+            "hull_agent_call_seconds_bucket{sandbox=\"one\",le=\"0.004\"} 5",
+            "hull_agent_call_seconds_bucket{sandbox=\"one\",le=\"4.096\"} 7",
+            "hull_agent_call_seconds_bucket{sandbox=\"one\",le=\"+Inf\"} 8",
+            "hull_agent_call_seconds_sum{sandbox=\"one\"} 5.5",
             "hull_container_create_phase_seconds{sandbox=\"two\",container=\"c1\",phase=\"hooks\"} 0.0015",
             "hull_container_cpu_seconds_total{sandbox=\"one\",container=\"c1\"} 0.5",
             "hull_scrape_success{sandbox=\"one\",source=\"agent\"} 1",
@@ -363,7 +471,7 @@ mod tests {
         for line in text.lines().filter_map(|line| line.strip_prefix("# HELP ")) {
             *helped.entry(line.split(' ').next()).or_insert(0) += 1;
         }
-        assert_eq!(helped.len(), FAMILIES.len());
+        assert_eq!(helped.len(), FAMILIES.len() + 1);
         assert!(helped.values().all(|count| *count == 1), "{helped:?}");
     }
 

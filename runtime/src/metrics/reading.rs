@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use hull_vmm_protocol::control::NicTraffic;
+use hull_agent_protocol::agent::HealthResponse;
+use hull_agent_protocol::latency::COUNTS;
+use hull_vmm_protocol::control::{DeviceCounters, NicTraffic};
 
 use crate::agent_client::{AgentClient, AgentError};
 use crate::container::{CgroupFiles, ContainerId};
@@ -42,6 +44,8 @@ pub(super) struct Vmm {
     pub(super) exits: u64,
     /// What KVM counts of the vCPUs, by its names.
     pub(super) vcpu_counters: BTreeMap<String, u64>,
+    /// What its devices have moved that are no NICs.
+    pub(super) devices: Vec<DeviceCounters>,
 }
 
 /// What the agent says.
@@ -49,6 +53,8 @@ pub(super) struct Vmm {
 pub(super) struct Guest {
     /// How long it took to say that it is well.
     pub(super) latency: Duration,
+    /// How many of its calls have taken how long ([`hull_agent_protocol::latency`]), and all of them together.
+    pub(super) calls: ([u64; COUNTS], Duration),
     /// In bytes.
     pub(super) memory_total: u64,
     pub(super) memory_available: u64,
@@ -121,6 +127,7 @@ fn ask_vmm(store: &Store, record: &SandboxRecord, vmm: ProcessIdentity) -> Resul
         resident: resident(vmm.pid),
         exits: status.exits,
         vcpu_counters: control.vcpu_counters()?,
+        devices: control.device_counters()?,
     })
 }
 
@@ -153,6 +160,7 @@ fn ask_guest(
     let health = agent.health()?;
     let guest = Guest {
         latency: asked.elapsed(),
+        calls: calls(&health),
         memory_total: health.memory_total,
         memory_available: health.memory_available,
     };
@@ -169,6 +177,15 @@ fn ask_guest(
         }
     }
     Ok(guest)
+}
+
+/// What the guest says need not make sense.
+fn calls(health: &HealthResponse) -> ([u64; COUNTS], Duration) {
+    let mut counts = [0; COUNTS];
+    for (count, told) in counts.iter_mut().zip(&health.call_counts) {
+        *count = *told;
+    }
+    (counts, Duration::from_micros(health.call_time_us))
 }
 
 impl Used {

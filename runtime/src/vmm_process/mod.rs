@@ -13,7 +13,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hull_vmm_protocol::config::{BlkConfig, FsConfig, NetConfig, VmConfig};
-use hull_vmm_protocol::control::{FailureKind, NicCounters, Request, Response, VmStatus};
+use hull_vmm_protocol::control::{
+    DeviceCounters, FailureKind, NicCounters, Request, Response, VmStatus,
+};
 use hull_vmm_protocol::outcome::{Cause, Outcome, Ready, StartFailure};
 use hull_vmm_protocol::socket::{CallError, ControlClient};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -326,6 +328,18 @@ impl Control {
         self.ask("counters of NICs", &Request::NetCounters, counters)
     }
 
+    /// What the disks, the file systems and the socket device have moved.
+    ///
+    /// # Errors
+    /// See [`VmmError::Call`].
+    pub fn device_counters(&self) -> Result<Vec<DeviceCounters>, VmmError> {
+        let counters = |answer| match answer {
+            Response::DeviceCounters { devices } => Some(devices),
+            _ => None,
+        };
+        self.ask("counters of devices", &Request::DeviceCounters, counters)
+    }
+
     /// Asks the guest to have so much memory.
     ///
     /// # Errors
@@ -406,6 +420,7 @@ impl Control {
             Response::Attached { pci_address } => tracing::debug!(call, pci_address, "device"),
             Response::Done
             | Response::NetCounters { .. }
+            | Response::DeviceCounters { .. }
             | Response::VcpuCounters { .. }
             | Response::Status(_)
             | Response::ConsoleTail { .. } => {}

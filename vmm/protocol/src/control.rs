@@ -37,6 +37,8 @@ pub enum Request {
     },
     /// Asks what has passed through the NICs.
     NetCounters,
+    /// Asks what the disks, the file systems and the socket device have moved.
+    DeviceCounters,
     /// Asks what KVM has counted of the vCPUs.
     VcpuCounters,
     /// Asks how the machine is.
@@ -65,6 +67,11 @@ pub enum Response {
     NetCounters {
         /// All NICs, in order of their PCI address.
         nics: Vec<NicCounters>,
+    },
+    /// The answer to [`Request::DeviceCounters`].
+    DeviceCounters {
+        /// In order of their PCI address.
+        devices: Vec<DeviceCounters>,
     },
     /// The answer to [`Request::VcpuCounters`].
     VcpuCounters {
@@ -134,6 +141,44 @@ pub struct NicCounters {
     /// None if the host's kernel moves the packets (vhost-net), which the VMM does not see: the counters of the tap,
     /// with receiving and sending exchanged, are the NIC's then.
     pub passed: Option<NicTraffic>,
+}
+
+/// What a device that is no NIC has moved since it was attached, also across resets by its driver.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceCounters {
+    /// The device's id.
+    pub id: String,
+    /// What it is.
+    pub kind: DeviceKind,
+    /// What was read from the disk, replies of the file system, packets of the host.
+    pub to_guest: Moved,
+    /// What was written to the disk, requests to the file system, packets of the guest.
+    pub from_guest: Moved,
+    /// What the device refused, or the host failed at.
+    pub failed: u64,
+}
+
+/// The kinds of devices that move data by requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceKind {
+    /// virtio-blk.
+    Disk,
+    /// virtio-fs.
+    FileSystem,
+    /// vsock.
+    Socket,
+}
+
+/// Counters of one direction. They only grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Moved {
+    /// Requests, replies or packets.
+    pub operations: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// What the VMM has moved since a NIC was attached, also across resets by its driver.

@@ -112,6 +112,9 @@ fn answer(machine: &mut Machine, call: Call) -> Response {
         Request::NetCounters => Ok(Response::NetCounters {
             nics: machine.devices.net_counters(),
         }),
+        Request::DeviceCounters => Ok(Response::DeviceCounters {
+            devices: machine.devices.device_counters(),
+        }),
         Request::VcpuCounters => Ok(match machine.vcpu_counters() {
             Ok(counters) => Response::VcpuCounters { counters },
             Err(error) => Response::Failed(Failure {

@@ -7,13 +7,14 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use hull_vmm_protocol::config::{BlkConfig, FsConfig, NetConfig};
-use hull_vmm_protocol::control::{FailureKind, NicCounters};
+use hull_vmm_protocol::control::{DeviceCounters, DeviceKind, FailureKind, NicCounters};
 
 use crate::devices::pci::host::PciHost;
 use crate::devices::pci::root::{Address, AttachError, PciRoot};
+use crate::devices::virtio::activity::Activity;
 use crate::devices::virtio::blk::device::{Blk, BlkError};
 use crate::devices::virtio::blk::{Disk, DiskError};
-use crate::devices::virtio::device::VirtioDevice;
+use crate::devices::virtio::device::{DeviceType, VirtioDevice};
 use crate::devices::virtio::fs::device::{Fs, FsError};
 use crate::devices::virtio::net::counters::Counters;
 use crate::devices::virtio::net::device::{Limits, Net, NetError};
@@ -103,6 +104,8 @@ struct Attached {
     vectors: u16,
     /// What callers can ask of it, if it is a NIC.
     nic: Option<Nic>,
+    /// What it has moved, if it is another device that counts that.
+    activity: Option<(DeviceKind, Arc<Activity>)>,
 }
 
 /// What callers can ask of a NIC.
@@ -244,6 +247,24 @@ impl Devices {
             .collect()
     }
 
+    /// What the other devices have moved that count it, in order of PCI address.
+    #[must_use]
+    pub fn device_counters(&self) -> Vec<DeviceCounters> {
+        self.in_order()
+            .into_iter()
+            .filter_map(|(id, attached)| {
+                let (kind, activity) = attached.activity.as_ref()?;
+                Some(DeviceCounters {
+                    id: id.clone(),
+                    kind: *kind,
+                    to_guest: activity.to_guest.told(),
+                    from_guest: activity.from_guest.told(),
+                    failed: activity.failed(),
+                })
+            })
+            .collect()
+    }
+
     fn in_order(&self) -> Vec<(&String, &Attached)> {
         let mut devices: Vec<_> = self.by_id.iter().collect();
         devices.sort_by_key(|(_, attached)| attached.address);
@@ -272,6 +293,7 @@ impl Devices {
         permanent: bool,
     ) -> Result<Address, DeviceError> {
         let vectors = self.vectors_for(device.as_ref());
+        let activity = kind(device.device_type()).zip(device.activity());
         let (memory, host) = (self.memory.clone(), self.host.clone());
         let function = VirtioPciFunction::new(device, memory, host, vectors)
             .map_err(DeviceError::Interrupts)?;
@@ -285,6 +307,7 @@ impl Devices {
             permanent,
             vectors,
             nic,
+            activity,
         };
         self.by_id.insert(id.to_owned(), attached);
         Ok(address)
@@ -299,6 +322,16 @@ impl Devices {
         } else {
             wanted.min(SHARED_VECTORS)
         }
+    }
+}
+
+/// What callers call a device that moves data by requests.
+fn kind(device: DeviceType) -> Option<DeviceKind> {
+    match device {
+        DeviceType::Block => Some(DeviceKind::Disk),
+        DeviceType::FileSystem => Some(DeviceKind::FileSystem),
+        DeviceType::Vsock => Some(DeviceKind::Socket),
+        _ => None,
     }
 }
 

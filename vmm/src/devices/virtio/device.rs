@@ -5,6 +5,7 @@ use std::sync::Arc;
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::activity::Activity;
 use crate::memory::SharedMemory;
 
 /// virtio device ids (virtio 1.2 §5).
@@ -38,6 +39,11 @@ pub trait VirtioDevice: Send {
 
     /// The largest size of each queue, each a power of two; the length is the number of queues.
     fn queue_sizes(&self) -> &[u16];
+
+    /// What it has moved, if it counts that and is no NIC.
+    fn activity(&self) -> Option<Arc<Activity>> {
+        None
+    }
 
     /// The device configuration space as it is now (virtio 1.2 §2.5).
     fn config(&self) -> Vec<u8> {

@@ -1,6 +1,7 @@
 //! virtio devices (Virtual I/O Device specification 1.2), each a folder with the same files: `device.rs` is what the
 //! driver negotiates, `worker.rs` the queue logic, `backend.rs` the host's side. `pci/` is the transport.
 
+pub mod activity;
 pub mod blk;
 pub mod buffers;
 pub mod console;

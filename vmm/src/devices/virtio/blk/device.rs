@@ -13,6 +13,7 @@ use virtio_queue::QueueT as _;
 use super::backend::Disk;
 use super::worker::{NAME, Requests};
 use super::{MAX_PIECE, MAX_PIECES, MAX_RANGE_SECTORS, MAX_RANGES, QUEUE_SIZE, SECTOR};
+use crate::devices::virtio::activity::Activity;
 use crate::devices::virtio::device::{ActivateError, Activation, DeviceType, VirtioDevice};
 use crate::devices::virtio::queue_service::QueueService;
 use crate::devices::virtio::ring::Ring;
@@ -50,6 +51,7 @@ pub struct Blk {
     disk: Arc<Disk>,
     name: [u8; NAME],
     queue_sizes: Vec<u16>,
+    activity: Arc<Activity>,
     workers: Vec<WorkerThread<()>>,
 }
 
@@ -71,6 +73,7 @@ impl Blk {
             disk: Arc::new(disk),
             name: bytes,
             queue_sizes: vec![QUEUE_SIZE; queues.into()],
+            activity: Arc::default(),
             workers: Vec::new(),
         })
     }
@@ -91,6 +94,10 @@ impl VirtioDevice for Blk {
 
     fn queue_sizes(&self) -> &[u16] {
         &self.queue_sizes
+    }
+
+    fn activity(&self) -> Option<Arc<Activity>> {
+        Some(Arc::clone(&self.activity))
     }
 
     fn config(&self) -> Vec<u8> {
@@ -133,7 +140,11 @@ impl VirtioDevice for Blk {
                 Ring::new(active.queue, event_idx),
                 index,
                 activation.interrupt.clone(),
-                Requests::new(Arc::clone(&self.disk), self.name),
+                Requests::new(
+                    Arc::clone(&self.disk),
+                    self.name,
+                    Arc::clone(&self.activity),
+                ),
             );
             workers.push(service.spawn("blk", activation.memory.clone(), active.kick)?);
         }

@@ -7,6 +7,7 @@ use vm_memory::VolatileSlice;
 
 use super::backend::Disk;
 use super::{MAX_DATA, MAX_RANGE_SECTORS, MAX_RANGES, SECTOR};
+use crate::devices::virtio::activity::Activity;
 use crate::devices::virtio::buffers::{ChainError, Exchange, read_front, split, write_front};
 use crate::devices::virtio::queue_service::Answer;
 use crate::devices::virtio::ring::{Chain, RingError};
@@ -56,12 +57,17 @@ impl From<io::Error> for Refusal {
 pub(super) struct Requests {
     disk: Arc<Disk>,
     name: [u8; NAME],
+    activity: Arc<Activity>,
 }
 
 impl Requests {
-    /// Requests are about `disk`, which is called `name`, with zeroes after it.
-    pub(super) fn new(disk: Arc<Disk>, name: [u8; NAME]) -> Self {
-        Self { disk, name }
+    /// Requests are about `disk`, which is called `name`, with zeroes after it, and are counted.
+    pub(super) fn new(disk: Arc<Disk>, name: [u8; NAME], activity: Arc<Activity>) -> Self {
+        Self {
+            disk,
+            name,
+            activity,
+        }
     }
 
     /// Does what `header` says; gives how many bytes were written to `answer`.
@@ -78,12 +84,15 @@ impl Requests {
                 let length = length_of(&answer);
                 let offset = self.check(sector, length)?;
                 self.disk.read(answer, offset)?;
+                self.activity.to_guest.add(length as u64);
                 Ok(length)
             }
             request_type::OUT => {
-                let offset = self.check(sector, length_of(&request))?;
+                let length = length_of(&request);
+                let offset = self.check(sector, length)?;
                 self.check_writable()?;
                 self.disk.write(request, offset)?;
+                self.activity.from_guest.add(length as u64);
                 Ok(0)
             }
             request_type::FLUSH => {
@@ -183,7 +192,10 @@ impl Answer for Requests {
         };
         let (code, written) = match outcome {
             Ok(written) => (0, written),
-            Err(refusal) => (refusal as u8, 0),
+            Err(refusal) => {
+                self.activity.fail();
+                (refusal as u8, 0)
+            }
         };
         status.copy_from(&[code]);
         // At most MAX_DATA and the status.

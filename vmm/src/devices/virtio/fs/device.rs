@@ -12,6 +12,7 @@ use virtio_queue::QueueT;
 use super::backend::SharedDirectory;
 use super::credentials;
 use super::worker::{Pool, RequestQueue};
+use crate::devices::virtio::activity::Activity;
 use crate::devices::virtio::device::{ActivateError, Activation, DeviceType, VirtioDevice};
 use crate::devices::virtio::ring::Ring;
 use crate::devices::virtio::worker_thread::WorkerThread;
@@ -55,6 +56,7 @@ pub struct Fs {
     config: [u8; TAG_LENGTH + 4],
     directory: Arc<SharedDirectory>,
     server: Arc<Server<Arc<SharedDirectory>>>,
+    activity: Arc<Activity>,
     active: Option<Active>,
 }
 
@@ -83,6 +85,7 @@ impl Fs {
         }
         Ok(Self {
             config,
+            activity: Arc::default(),
             server: Arc::new(Server::new(Arc::clone(&directory))),
             directory,
             active: None,
@@ -101,6 +104,10 @@ impl VirtioDevice for Fs {
 
     fn queue_sizes(&self) -> &[u16] {
         &QUEUE_SIZES
+    }
+
+    fn activity(&self) -> Option<Arc<Activity>> {
+        Some(Arc::clone(&self.activity))
     }
 
     fn config(&self) -> Vec<u8> {
@@ -126,6 +133,7 @@ impl VirtioDevice for Fs {
             interrupt: activation.interrupt,
             directory: Arc::clone(&self.directory),
             server: Arc::clone(&self.server),
+            activity: Arc::clone(&self.activity),
             stopping: AtomicBool::new(false),
         });
         let mut threads = Vec::with_capacity(THREADS);

@@ -13,6 +13,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::backend::SharedDirectory;
+use crate::devices::virtio::activity::Activity;
 use crate::devices::virtio::device::Interrupt;
 use crate::devices::virtio::ring::{Chain, Ring, RingError};
 use crate::memory::{GuestMemory, SharedMemory};
@@ -106,6 +107,7 @@ pub(super) struct Pool {
     pub(super) interrupt: Arc<dyn Interrupt>,
     pub(super) directory: Arc<SharedDirectory>,
     pub(super) server: Arc<Server<Arc<SharedDirectory>>>,
+    pub(super) activity: Arc<Activity>,
     /// Set before the threads are told to stop, so that a busy queue does not keep them.
     pub(super) stopping: AtomicBool,
 }
@@ -164,19 +166,31 @@ impl Pool {
         let Ok(header) = reader.clone().read_obj::<InHeader>() else {
             return 0;
         };
+        let refuse = |writer, errno| {
+            self.activity.fail();
+            refuse(writer, &header, errno)
+        };
         if reader.available_bytes() > MAX_MESSAGE || writer.available_bytes() > MAX_MESSAGE {
-            return refuse(writer, &header, libc::E2BIG);
+            return refuse(writer, libc::E2BIG);
         }
         if OPENING.contains(&header.opcode) && !self.directory.may_open() {
-            return refuse(writer, &header, libc::ENFILE);
+            return refuse(writer, libc::ENFILE);
         }
+        self.activity
+            .from_guest
+            .add(reader.available_bytes() as u64);
         let reply = Writer::VirtioFs(writer.clone());
         match self.server.handle_message(reader, reply, None, None) {
-            // Bounded by MAX_MESSAGE.
-            Ok(length) => u32::try_from(length).unwrap_or(0),
+            Ok(length) => {
+                if length > 0 {
+                    self.activity.to_guest.add(length as u64);
+                }
+                // Bounded by MAX_MESSAGE.
+                u32::try_from(length).unwrap_or(0)
+            }
             Err(error) => {
                 tracing::debug!(%error, opcode = header.opcode, "refused a file system request");
-                refuse(writer, &header, libc::EINVAL)
+                refuse(writer, libc::EINVAL)
             }
         }
     }

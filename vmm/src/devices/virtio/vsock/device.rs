@@ -3,6 +3,7 @@
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::QueueT;
@@ -10,6 +11,7 @@ use virtio_queue::QueueT;
 use super::backend::UnixSockets;
 use super::muxer::Muxer;
 use super::worker::{KickedRing, RX_QUEUE, TX_QUEUE, Worker};
+use crate::devices::virtio::activity::Activity;
 use crate::devices::virtio::device::{ActivateError, Activation, DeviceType, VirtioDevice};
 use crate::devices::virtio::ring::Ring;
 use crate::devices::virtio::worker_thread::WorkerThread;
@@ -27,6 +29,7 @@ pub struct Vsock {
     guest_cid: u64,
     /// None while the worker has them.
     sockets: Option<UnixSockets>,
+    activity: Arc<Activity>,
     worker: Option<WorkerThread<UnixSockets>>,
 }
 
@@ -40,6 +43,7 @@ impl Vsock {
         Ok(Self {
             guest_cid: u64::from(cid),
             sockets: Some(UnixSockets::new(listener, guest_socket_prefix)?),
+            activity: Arc::default(),
             worker: None,
         })
     }
@@ -56,6 +60,10 @@ impl VirtioDevice for Vsock {
 
     fn queue_sizes(&self) -> &[u16] {
         &QUEUE_SIZES
+    }
+
+    fn activity(&self) -> Option<Arc<Activity>> {
+        Some(Arc::clone(&self.activity))
     }
 
     /// `struct virtio_vsock_config` (§5.10.4): the guest's CID.
@@ -84,12 +92,18 @@ impl VirtioDevice for Vsock {
             operation: "create an epoll instance",
             source,
         })?;
-        let worker = Worker::new(activation.memory, rx, tx, activation.interrupt, muxer).map_err(
-            |source| ActivateError::Host {
-                operation: "watch the vsock queues",
-                source,
-            },
-        )?;
+        let worker = Worker::new(
+            activation.memory,
+            rx,
+            tx,
+            activation.interrupt,
+            muxer,
+            Arc::clone(&self.activity),
+        )
+        .map_err(|source| ActivateError::Host {
+            operation: "watch the vsock queues",
+            source,
+        })?;
         let thread =
             WorkerThread::spawn("vsock", move |stop| worker.run(&stop)).map_err(|source| {
                 ActivateError::Host {

@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::backend::HostSockets;
 use super::muxer::{FIRST_ENDPOINT, Muxer};
 use super::packet::{Packet, PacketRoom};
+use crate::devices::virtio::activity::Activity;
 use crate::devices::virtio::device::Interrupt;
 use crate::devices::virtio::ring::{Chain, Ring, RingError};
 use crate::memory::{GuestMemory, SharedMemory};
@@ -44,6 +45,7 @@ pub(super) struct KickedRing {
 
 /// The device at work.
 pub(super) struct Worker<H> {
+    activity: Arc<Activity>,
     memory: SharedMemory,
     rx: KickedRing,
     tx: KickedRing,
@@ -74,8 +76,10 @@ impl<H: HostSockets> Worker<H> {
         tx: KickedRing,
         interrupt: Arc<dyn Interrupt>,
         muxer: Muxer<H>,
+        activity: Arc<Activity>,
     ) -> io::Result<Self> {
         let worker = Self {
+            activity,
             memory,
             rx,
             tx,
@@ -216,8 +220,16 @@ impl<H: HostSockets> Worker<H> {
         {
             let head = chain.head_index();
             match Packet::from_chain(memory, chain) {
-                Ok(packet) => self.muxer.receive(&packet),
-                Err(error) => tracing::debug!(%error, "dropped a packet of the guest"),
+                Ok(packet) => {
+                    let has_payload = packet.payload.is_some();
+                    let payload = if has_payload { packet.header.len } else { 0 };
+                    self.activity.from_guest.add(payload.into());
+                    self.muxer.receive(&packet);
+                }
+                Err(error) => {
+                    self.activity.fail();
+                    tracing::debug!(%error, "dropped a packet of the guest");
+                }
             }
             self.tx.ring.push_used(memory, head, 0)?;
             taken += 1;
@@ -236,7 +248,10 @@ impl<H: HostSockets> Worker<H> {
             let head = chain.head_index();
             let used = match PacketRoom::from_chain(memory, chain) {
                 Ok(room) => match self.muxer.next_packet(&room, now) {
-                    Some(header) => room.finish(header),
+                    Some(header) => {
+                        self.activity.to_guest.add(header.len.into());
+                        room.finish(header)
+                    }
                     None => {
                         self.rx.ring.unpop(1);
                         break;

@@ -1,6 +1,7 @@
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
 
+use hull_vmm_protocol::control::Moved;
 use tempfile::NamedTempFile;
 
 use super::*;
@@ -19,6 +20,7 @@ struct Bench {
     memory: GuestMemory,
     driver: TestDriver,
     service: QueueService<Requests>,
+    activity: Arc<Activity>,
     file: NamedTempFile,
 }
 
@@ -38,12 +40,14 @@ impl Bench {
         let interrupt = Arc::new(TestInterrupt::default());
         let mut name = [0; NAME];
         name[..4].copy_from_slice(b"root");
-        let requests = Requests::new(disk, name);
+        let activity = Arc::<Activity>::default();
+        let requests = Requests::new(disk, name, Arc::clone(&activity));
         let service = QueueService::new(Ring::new(driver.queue(), false), 0, interrupt, requests);
         Self {
             memory,
             driver,
             service,
+            activity,
             file,
         }
     }
@@ -105,6 +109,13 @@ fn sectors_are_read_into_any_buffers_and_written_from_them() {
     assert_eq!(bench.request(request_type::GET_ID, 0, &name), (0, 21));
     let told = read_bytes(&bench.memory, DATA_AT, 20);
     assert_eq!(told, [&b"root"[..], &[0; 16]].concat());
+
+    let moved = |operations, bytes| Moved { operations, bytes };
+    assert_eq!(bench.activity.to_guest.told(), moved(1, 1024));
+    assert_eq!(bench.activity.from_guest.told(), moved(1, 512));
+    assert_eq!(bench.activity.failed(), 0);
+    bench.request(99, 0, &[]);
+    assert_eq!(bench.activity.failed(), 1);
 }
 
 #[test]
@@ -187,7 +198,7 @@ fn a_request_is_bounded() {
     let mut bench = Bench::new(4, false);
     bench.file.as_file().set_len(64 << 20).unwrap();
     let disk = Disk::new(bench.file.reopen().unwrap().into(), false).unwrap();
-    let requests = Requests::new(Arc::new(disk), [0; NAME]);
+    let requests = Requests::new(Arc::new(disk), [0; NAME], Arc::default());
     let ring = Ring::new(bench.driver.queue(), false);
     bench.service = QueueService::new(ring, 0, Arc::new(TestInterrupt::default()), requests);
     let pieces = [(DATA_AT, 0x8_0000, WRITE); 62];

@@ -86,6 +86,7 @@ impl Guest {
             kicked(&tx, &tx_kick),
             Arc::new(TestInterrupt::default()),
             muxer,
+            Arc::default(),
         )
         .expect("worker");
         let mut guest = Self {
