@@ -7,7 +7,8 @@ use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Hooks, Process, Spec};
+use oci_spec::runtime::{Capability, Hooks, Process, Spec};
+use serde_json::Value;
 
 pub(crate) use validate::HOST_NETWORK;
 pub use validate::{NEWEST_OCI_VERSION, OLDEST_OCI_VERSION, validate_process};
@@ -142,12 +143,13 @@ pub fn read_spec(directory: &Path) -> Result<Spec, BundleError> {
 /// # Errors
 /// See [`BundleError`].
 pub fn read_process(path: &Path) -> Result<Process, BundleError> {
-    let mut json: serde_json::Value = read_json(path)?;
+    let mut json: Value = read_json(path)?;
     if let Some(fields) = json.as_object_mut() {
         // As with runc, where nobody is named it is root.
         let user = fields.entry("user");
         user.or_insert_with(|| serde_json::json!({ "uid": 0, "gid": 0 }));
     }
+    drop_unknown_capabilities(&mut json);
     let process = serde_json::from_value(json).map_err(|source| BundleError::Parse {
         path: path.into(),
         source,
@@ -161,10 +163,35 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, BundleErr
         path: path.into(),
         source,
     })?;
-    serde_json::from_slice(&bytes).map_err(|source| BundleError::Parse {
+    let parsed = serde_json::from_slice(&bytes).or_else(|error| {
+        let mut json = serde_json::from_slice(&bytes)?;
+        drop_unknown_capabilities(&mut json);
+        serde_json::from_value(json).map_err(|_| error)
+    });
+    parsed.map_err(|source| BundleError::Parse {
         path: path.into(),
         source,
     })
+}
+
+/// Leaves capabilities out of a configuration, or a process, that nobody here knows: one that cannot be granted is told of,
+/// and no failure (config.md "Linux Process").
+fn drop_unknown_capabilities(json: &mut Value) {
+    for place in ["/process/capabilities", "/capabilities"] {
+        let sets = json.pointer_mut(place).and_then(Value::as_object_mut);
+        for set in sets.into_iter().flat_map(|sets| sets.values_mut()) {
+            let Some(names) = set.as_array_mut() else {
+                continue;
+            };
+            names.retain(|name| {
+                let is_known = serde_json::from_value::<Capability>(name.clone()).is_ok();
+                if !is_known {
+                    tracing::warn!(capability = %name, "ignoring an unknown capability");
+                }
+                is_known
+            });
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 use super::*;
-use serde_json::{Value, json};
+use serde_json::json;
 
 fn config() -> Value {
     json!({
@@ -125,4 +125,30 @@ fn what_a_vm_cannot_give_is_refused_with_the_reason() {
         let error = load(&with(pointer, value)).unwrap_err();
         assert!(matches!(error, BundleError::Unsupported { .. }), "{error}");
     }
+}
+
+#[test]
+fn capabilities_of_the_future_are_left_out() {
+    let capabilities = json!({ "bounding": ["CAP_CHOWN", "CAP_OF_THE_FUTURE"], "effective": ["CAP_OF_THE_FUTURE"] });
+    let bundle = load(&with("/process/capabilities", capabilities.clone())).unwrap();
+    let of_bundle = bundle.process.capabilities().clone().unwrap();
+    let mut process = config()["process"].clone();
+    process["capabilities"] = capabilities;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), process.to_string()).unwrap();
+    let process = read_process(file.path()).unwrap();
+    let of_process = process.capabilities().clone().unwrap();
+    for sets in [of_bundle, of_process] {
+        let bounding = sets.bounding().clone().unwrap();
+        assert!(bounding.into_iter().eq([Capability::Chown]));
+        assert!(sets.effective().clone().unwrap().is_empty());
+    }
+    // What else is wrong is told with its place.
+    let mut wrong = with(
+        "/process/capabilities",
+        json!({ "bounding": ["CAP_OF_THE_FUTURE"] }),
+    );
+    wrong["process"]["cwd"] = json!(7);
+    let error = load(&wrong).unwrap_err();
+    assert!(matches!(error, BundleError::Parse { source, .. } if source.line() > 0));
 }
