@@ -9,8 +9,9 @@ use serde_json::json;
 
 use super::pod::{Pod, ROOT};
 
-/// The channel of the first forwarded port; that of its errors is the next.
+/// The channel of the first forwarded port; that of its errors is the next, and the other port's come then.
 const PORT_8080: u8 = 0;
+const ERROR_OF_8081: u8 = 3;
 
 fn exec(cri: &Cri, container: &str, script: &str, terminal: bool) -> Streams {
     let request = json!({
@@ -73,6 +74,7 @@ fn processes_and_containers_are_talked_to_and_logs_rotate() {
     let mut forwarded = Streams::open(&cri.call("PortForward", &request));
     forwarded.send(PORT_8080, b"GET / HTTP/1.0\r\n\r\n");
     forwarded.await_text(PORT_8080, "\r\n\r\npage\n");
+    forwarded.await_text(ERROR_OF_8081, "connection reset by peer");
 
     drop((attached, forwarded));
     pod.remove();

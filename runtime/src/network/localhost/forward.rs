@@ -51,6 +51,18 @@ pub(super) async fn serve(listener: TcpListener, vsock: PathBuf) -> io::Result<(
 async fn forward(mut client: TcpStream, vsock: PathBuf) -> io::Result<()> {
     // The one that was dialled.
     let port = client.local_addr()?.port();
+    match open(port, vsock).await {
+        Ok(mut guest) => copy_bidirectional(&mut client, &mut guest).await.map(drop),
+        Err(error) => {
+            // Who dialled is to hear that it failed, and not that nothing was said.
+            client.set_zero_linger()?;
+            Err(error)
+        }
+    }
+}
+
+/// Connects to a port of the guest's localhost.
+async fn open(port: u16, vsock: PathBuf) -> io::Result<UnixStream> {
     let connect = move || vsock::connect(&vsock, ports::LOCALHOST, OPEN_LIMIT);
     let guest = tokio::task::spawn_blocking(connect)
         .await?
@@ -61,5 +73,5 @@ async fn forward(mut client: TcpStream, vsock: PathBuf) -> io::Result<()> {
     if timeout(OPEN_LIMIT, guest.read_u8()).await?? != OPEN {
         return Err(io::ErrorKind::InvalidData.into());
     }
-    copy_bidirectional(&mut client, &mut guest).await.map(drop)
+    Ok(guest)
 }

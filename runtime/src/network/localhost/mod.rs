@@ -4,7 +4,7 @@
 //!
 //! It runs in a thread of the sandbox's monitor. The program ends with the monitor; no rule of the packet filter is made, and
 //! nothing but TCP connections to 127.0.0.1 is concerned. One cannot know whether a container listens on a port before a
-//! connection to it is accepted, so a connection to one on which none does ends without a byte instead of being refused.
+//! connection to it is accepted, so a connection to one on which none does is not refused but reset at once.
 
 mod forward;
 mod steering;
