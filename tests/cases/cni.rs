@@ -157,10 +157,7 @@ fn everything_that_is_chained_to_a_bridge_checks_and_deletes_with_tc() {
         |machine, attachment| {
             attachment.check_passes();
             let address = &attachment.addresses()[0];
-            let _ = machine
-                .host
-                .exec(&format!("ping -c 5 -W 20 {address}"))
-                .expect(0);
+            machine.host.await_answer_of(address);
             machine.published_port_is_served();
             attachment.check_passes();
         },
@@ -210,10 +207,7 @@ fn routes_by_source_are_the_guests_and_delete_with_either_model() {
             let rules = machine.container.ip("rule");
             assert!(rules.contains("lookup 100"), "{rules}");
             let address = &attachment.addresses()[0];
-            let _ = machine
-                .host
-                .exec(&format!("ping -c 5 -W 20 {address}"))
-                .expect(0);
+            machine.host.await_answer_of(address);
             let verdicts = attachment.check();
             assert_eq!(verdicts[1], ("sbr".to_owned(), Ok(())));
         });
@@ -228,10 +222,7 @@ fn a_macvlan_checks_and_deletes() {
     live(&plugins, "bridge", "10.90.0.1", |machine, attachment| {
         attachment.check_passes();
         let address = &attachment.addresses()[0];
-        let _ = machine
-            .neighbour
-            .exec(&format!("ping -c 5 -W 20 {address}"))
-            .expect(0);
+        machine.neighbour.await_answer_of(address);
     });
 }
 
@@ -243,10 +234,7 @@ fn an_ipvlan_checks_and_deletes() {
     live(&plugins, "bridge", "10.90.0.1", |machine, attachment| {
         attachment.check_passes();
         let address = &attachment.addresses()[0];
-        let _ = machine
-            .neighbour
-            .exec(&format!("ping -c 5 -W 20 {address}"))
-            .expect(0);
+        machine.neighbour.await_answer_of(address);
     });
 }
 

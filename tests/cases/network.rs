@@ -79,8 +79,8 @@ fn packets_pass_both_ways_over_both_protocols() {
     }));
     let text = std::fs::read_to_string(&output).unwrap();
     assert!(text.contains("pinged 0"), "{text}");
-    let _ = pair.peer.exec("ping -c 3 -W 10 10.77.0.2").expect(0);
-    let _ = pair.peer.exec("ping -6 -c 3 -W 10 fd77::2").expect(0);
+    pair.peer.await_answer_of("10.77.0.2");
+    pair.peer.await_answer_of("fd77::2");
 }
 
 #[test]

@@ -44,10 +44,7 @@ impl Plugged {
         let _output = hull.create(&bundle, "answers");
         let _ = hull.hull(&["start", "answers"]).expect(0);
         for address in ["10.91.0.2", "fd91::2"] {
-            let _ = self
-                .host
-                .exec(&format!("ping -c 1 -W 60 {address}"))
-                .expect(0);
+            self.host.await_answer_of(address);
         }
     }
 

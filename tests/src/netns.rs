@@ -1,5 +1,6 @@
 //! Network namespaces that a case makes for itself, with the veth pairs in them.
 
+use std::fmt::Display;
 use std::path::PathBuf;
 
 use serde_json::Value;
@@ -66,6 +67,24 @@ impl Netns {
         let mut arguments = vec!["netns", "exec", self.name.as_str()];
         arguments.extend(words.split_whitespace());
         run("ip", &arguments)
+    }
+
+    /// Waits until `address` answers an echo request from here: on a busy host neither ARP nor neighbour discovery waits long
+    /// enough for a guest.
+    ///
+    /// # Panics
+    /// It does not answer.
+    #[track_caller]
+    pub fn await_answer_of(&self, address: impl Display) {
+        let ping = format!("ping -c 1 -W 5 {address}");
+        let mut last = None;
+        let answered = eventually(|| {
+            let finished = self.exec(&ping);
+            let answered = finished.code == 0;
+            last = Some(finished);
+            answered
+        });
+        assert!(answered, "{last:?}");
     }
 
     /// A veth pair: `name` in this namespace, `peer_name` in `peer`, both up, with `addresses` on this side and
