@@ -10,6 +10,8 @@ use super::{console, container_id, service_manager};
 
 /// Make a container, up to the point at which its program is about to run
 #[derive(clap::Args)]
+// `run` has them among its own, which are a group of this name too.
+#[group(skip)]
 pub(super) struct Arguments {
     /// The directory with config.json
     #[arg(short, long, value_name = "DIR", default_value = ".")]

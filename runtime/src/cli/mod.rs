@@ -323,3 +323,15 @@ fn print_json_line(value: &impl serde::Serialize) -> anyhow::Result<()> {
 fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     print(&format!("{}\n", serde_json::to_string_pretty(value)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn options_do_not_contradict_one_another() {
+        Cli::command().debug_assert();
+    }
+}

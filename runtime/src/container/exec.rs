@@ -17,7 +17,7 @@ use crate::process_proxy::{Attach, InheritedFile, NewProxy, Setup, StandardStrea
 use crate::rootfs::translate_process;
 use crate::sandbox::{agent_of, ensure_monitor};
 use crate::store::{ContainerRecord, StoreError};
-use crate::timing::Moment;
+use crate::timing::Stopwatch;
 
 /// How often a container that is paused is looked at.
 const RESUME_INTERVAL: Duration = Duration::from_millis(100);
@@ -168,6 +168,7 @@ fn start(
     process: Process,
     streams: Streams,
 ) -> Result<Executed, Error> {
+    let mut stopwatch = Stopwatch::start();
     let files: Vec<_> = options.files.iter().map(InheritedFile::kind).collect();
     let proxy = NewProxy::spawn(
         None,
@@ -176,7 +177,7 @@ fn start(
             streams,
             own_session: options.console.is_detached(),
             log: runtime.log.clone(),
-            origin: Moment::now(),
+            origin: stopwatch.origin(),
             files: files.clone(),
         },
         options.stdio.as_ref(),
@@ -190,6 +191,7 @@ fn start(
         })?;
         cgroup.add(proxy.identity())?;
     }
+    stopwatch.phase("proxy");
     // The proxy's pid alone could come again while the agent still knows the one before.
     let identity = proxy.identity();
     let exec_id = format!("exec-{}-{}", identity.pid, identity.start_time);
@@ -197,6 +199,7 @@ fn start(
     let process = translate_process(process)?;
     let cgroup = options.cgroup.as_deref();
     agent.exec_process(&record.id, &exec_id, process, &files, cgroup)?;
+    stopwatch.phase("process");
     let attached = proxy
         .attach(&Attach {
             root: runtime.store.root().into(),
@@ -220,7 +223,9 @@ fn start(
             tracing::debug!(error = %chain(&error), "killing a process without a proxy");
         }
     });
-    attached.map(|proxy| Executed { proxy, exec_id })
+    let proxy = attached?;
+    stopwatch.phase("attach");
+    Ok(Executed { proxy, exec_id })
 }
 
 fn process(record: &ContainerRecord, wanted: &ExecProcess) -> Result<Process, Error> {
