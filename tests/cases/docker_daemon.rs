@@ -119,15 +119,15 @@ fn containers_outlive_a_daemon_that_is_killed_and_their_exit_codes_arrive() {
     let mut daemon = Daemon::start();
     // By path and by hull's shim: one that stays, and one that ends while the daemon is away.
     let pairs = ["hull", "io.containerd.hull.v2"].map(|runtime| {
-        let start = |script: &str| {
+        let [stays, ends] = [(); 2].map(|()| {
             let first = ["run", "--detach", "--network", "none", "--runtime", runtime];
+            let script = "trap 'exit 7' TERM; touch /ready; while :; do sleep 0.1; done";
             let words = [&first[..], &["busybox", "sh", "-c", script]].concat();
-            daemon.ok(&words).trim().to_owned()
-        };
-        let stays = start("while [ ! -e /go ]; do sleep 0.1; done; exit 7");
-        let ends = start("trap 'exit 5' TERM; touch /ready; while :; do sleep 0.1; done");
-        let is_ready = || daemon.docker(&["exec", &ends, "ls", "/ready"]).code == 0;
-        assert!(eventually(is_ready));
+            let id = daemon.ok(&words).trim().to_owned();
+            let is_ready = || daemon.docker(&["exec", &id, "ls", "/ready"]).code == 0;
+            assert!(eventually(is_ready));
+            id
+        });
         let pids = [&stays, &ends].map(|id| daemon.of(id, "Pid"));
         ([stays, ends], pids)
     });
@@ -140,8 +140,9 @@ fn containers_outlive_a_daemon_that_is_killed_and_their_exit_codes_arrive() {
     for ([stays, ends], [pid, _]) in &pairs {
         assert_eq!(daemon.of(stays, "Pid"), *pid);
         assert!(eventually(|| daemon.of(ends, "Status") == "exited"));
-        assert_eq!(daemon.of(ends, "ExitCode"), "5");
-        daemon.ok(&["exec", stays, "touch", "/go"]);
+        assert_eq!(daemon.of(ends, "ExitCode"), "7");
+        assert_eq!(daemon.ok(&["exec", stays, "echo", "works"]), "works\n");
+        daemon.ok(&["kill", "--signal", "TERM", stays]);
         assert_eq!(daemon.ok(&["wait", stays]), "7\n");
         daemon.ok(&["rm", stays, ends]);
     }
