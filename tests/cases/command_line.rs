@@ -104,6 +104,8 @@ fn each_verb_in_each_state() {
         assert_eq!(pids.len(), 1);
         assert!(expect(runtime, "ps c", 0, "").contains("sleep 1000"));
 
+        expect(runtime, "--debug exec c true", 0, "level=debug");
+
         expect(runtime, "pause c", 0, "");
         assert_eq!(runtime.state("c")["status"], "paused");
         expect(runtime, "pause c", 1, "");
