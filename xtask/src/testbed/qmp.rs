@@ -27,7 +27,9 @@ impl Qmp {
     /// Runs one command and returns its result. Events that come meanwhile are passed over.
     pub(super) fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
         let request = json!({ "execute": command, "arguments": arguments });
-        writeln!(self.input, "{request}")
+        // At once: QEMU obeys at the last brace, and who is told to quit may be gone before the end of the line.
+        self.input
+            .write_all(format!("{request}\n").as_bytes())
             .with_context(|| format!("cannot ask QEMU to {command}"))?;
         loop {
             let mut message = self.message()?;
