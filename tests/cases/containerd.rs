@@ -230,11 +230,12 @@ fn root_file_systems_on_disks_are_the_guest_s_and_go_with_their_tasks() {
     let kind = "io.kubernetes.cri.container-type=container";
     let options = ["--annotation", kind, "--annotation", &of_pod];
     let writes =
-        "echo word > /file; while [ -e /file ]; do sleep 0.1; done; echo last > /also; exit 3";
+        "trap 'echo last > /also; exit 3' TERM; echo word > /file; while :; do sleep 0.1; done";
     let writer = containerd.start(&[&snapshotter[..], &options].concat(), writes);
     assert_eq!(root_and_disks(&containerd, &writer).1, 2);
-    let told = containerd.exec(&writer, "cat /file; rm /file").expect(0);
-    assert_eq!(told.text(), "word\n");
+    let read = "while [ ! -e /file ]; do sleep 0.1; done; cat /file";
+    assert_eq!(containerd.exec(&writer, read).expect(0).text(), "word\n");
+    containerd.ok(&["task", "kill", "--signal", "TERM", &writer]);
     containerd.await_state(&writer, "STOPPED");
     let deleted = containerd.ctr(&["task", "delete", &writer]);
     assert!(deleted.stderr.contains("exit code 3"), "{deleted:?}");
