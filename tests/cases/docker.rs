@@ -6,15 +6,6 @@ use std::process::Command;
 use hull_tests::command::{eventually, finish};
 use hull_tests::{Engine, LeakCheck, run, run_ok};
 
-/// The ways to hull: as the program that containerd's shim for runc runs, and, from Docker 23 on, by hull's own shim.
-fn both_ways() -> Vec<Engine> {
-    let docker = Engine::docker();
-    let version = docker.ok(&["version", "--format", "{{.Server.Version}}"]);
-    let major: u32 = version.split('.').next().unwrap().parse().unwrap();
-    let by_shim = (major >= 23).then(Engine::docker_by_shim);
-    [docker].into_iter().chain(by_shim).collect()
-}
-
 /// Serves its argument at port 80.
 fn web_server(page: &str) -> String {
     format!("mkdir -p /www; echo {page} > /www/index.html; httpd -p 80 -h /www; sleep 100000")
@@ -24,7 +15,7 @@ const FETCH: &str = "wget -T 20 -q -O -";
 
 #[test]
 fn input_output_and_the_exit_code_are_carried() {
-    for docker in both_ways() {
+    for docker in Engine::dockers() {
         let script = "cat; echo complaint >&2; exit 3";
         let mut command = Command::new("docker");
         command.args(docker.foreground(&["--interactive"], &["sh", "-c", script]));
@@ -36,7 +27,7 @@ fn input_output_and_the_exit_code_are_carried() {
 
 #[test]
 fn a_terminal_is_given_to_run_and_to_exec() {
-    for docker in both_ways() {
+    for docker in Engine::dockers() {
         let words = docker.foreground(&["--tty"], &["sh", "-c", "'tty; exit 5'"]);
         let line = format!("docker {}", words.join(" "));
         let finished = run("script", &["-qec", &line, "/dev/null"]).expect(5);
@@ -52,7 +43,7 @@ fn a_terminal_is_given_to_run_and_to_exec() {
 #[test]
 fn a_detached_container_has_logs_volumes_and_exec_and_leaves_nothing() {
     let leaks = LeakCheck::new();
-    for docker in both_ways() {
+    for docker in Engine::dockers() {
         let volume = tempfile::tempdir().unwrap();
         let mount = format!("{}:/volume", volume.path().display());
         let container = docker.start(
@@ -159,7 +150,7 @@ fn query_over_tcp(name: &str) -> Vec<u8> {
 
 #[test]
 fn networks_are_connected_and_disconnected_while_the_container_runs() {
-    for docker in both_ways() {
+    for docker in Engine::dockers() {
         let container = docker.start(&[], "sleep 100000");
         docker.eventually(&container, "ip addr show dev eth0 | grep 'inet '");
         let network = docker.network();
@@ -193,7 +184,7 @@ fn network_none_has_lo_only_and_network_host_is_refused() {
 
 #[test]
 fn a_container_joins_the_vm_of_another_and_outlives_it() {
-    for docker in both_ways() {
+    for docker in Engine::dockers() {
         let first = docker.start(&[], &web_server("first"));
         let of_first = format!("container:{first}");
         let second = docker.start(

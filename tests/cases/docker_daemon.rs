@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 
 use hull_tests::command::{Finished, eventually, finish, wait};
 use hull_tests::engine::build_context;
-use hull_tests::{LeakCheck, run, run_ok};
+use hull_tests::{Engine, LeakCheck, run, run_ok};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -118,7 +118,8 @@ fn containers_outlive_a_daemon_that_is_killed_and_their_exit_codes_arrive() {
     let leaks = LeakCheck::new();
     let mut daemon = Daemon::start();
     // By path and by hull's shim: one that stays, and one that ends while the daemon is away.
-    let pairs = ["hull", "io.containerd.hull.v2"].map(|runtime| {
+    let pairs = Engine::dockers().into_iter().map(|docker| {
+        let runtime = docker.runtime();
         let [stays, ends] = [(); 2].map(|()| {
             let first = ["run", "--detach", "--network", "none", "--runtime", runtime];
             let script = "trap 'exit 7' TERM; echo ready; while :; do sleep 0.1; done";
@@ -130,6 +131,7 @@ fn containers_outlive_a_daemon_that_is_killed_and_their_exit_codes_arrive() {
         let pids = [&stays, &ends].map(|id| daemon.of(id, "Pid"));
         ([stays, ends], pids)
     });
+    let pairs: Vec<_> = pairs.collect();
     daemon.kill();
     for (_, [_, ends]) in &pairs {
         run_ok("kill", &["-TERM", ends]);

@@ -192,7 +192,12 @@ fn the_users_rules_stay_and_bridged_frames_do_not_meet_them() {
         assert_eq!(rules(netns), before, "{model}, while the sandbox lives");
         for name in ["iptables", "ip6tables", "arptables"] {
             let line = format!("net.bridge.bridge-nf-call-{name} = 0\n");
-            assert!(filters().contains(&line), "{model}: {}", filters());
+            assert!(
+                filters().contains(&line),
+                "{model}: {}{}",
+                filters(),
+                hull.state("answers")
+            );
         }
         let _ = hull.hull(&["delete", "--force", "answers"]).expect(0);
         assert_eq!(rules(netns), before, "{model}, afterwards");

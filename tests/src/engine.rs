@@ -48,6 +48,28 @@ impl Engine {
         }
     }
 
+    /// Docker's ways to hull: as the program that containerd's shim for runc runs, and, from Docker 23 on, by hull's own
+    /// shim.
+    ///
+    /// # Panics
+    /// Docker does not tell its version.
+    #[track_caller]
+    #[must_use]
+    pub fn dockers() -> Vec<Self> {
+        let docker = Self::docker();
+        let version = docker.ok(&["version", "--format", "{{.Server.Version}}"]);
+        let major = version.split('.').next().map(str::parse::<u32>);
+        let knows_shims = major.is_some_and(|major| major.expect("a version") >= 23);
+        let by_shim = knows_shims.then(Self::docker_by_shim);
+        [docker].into_iter().chain(by_shim).collect()
+    }
+
+    /// Its name of hull.
+    #[must_use]
+    pub fn runtime(&self) -> &'static str {
+        self.run.last().copied().unwrap_or_default()
+    }
+
     /// Docker, through hull's own shim for containerd.
     #[must_use]
     pub fn docker_by_shim() -> Self {
