@@ -16,8 +16,8 @@ use crate::{command, workspace};
 
 /// The machine, apart from the paths of its files. A saved state fits only the line that it was saved with.
 ///
-/// - `thread=single`: with a thread for each CPU the machine itself meets triple faults within minutes when its guests are
-///   busy. QEMU's SVM changes a CPU's pending interrupts (`interrupt_request`) without the lock that others take for it.
+/// - `thread=single`: with a thread for each CPU the machine itself meets triple faults, within seconds when its guests have
+///   many exits.
 /// - `-erms,-fsrm`: without the string instructions, page faults are 3.6 times faster.
 /// - `restrict=on`: nothing in the machine reaches a network outside it.
 /// - `-d cpu_reset`: a triple fault of the machine is in QEMU's log.
