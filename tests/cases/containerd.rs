@@ -200,7 +200,6 @@ fn a_logger_program_gets_all_that_is_written() {
     nothing_left(&leaks);
 }
 
-/// A program that ends with `code` when it is sent SIGTERM, from when on [`READY`] ends.
 /// What `task`'s root file system is, and the disks of its VM.
 fn root_and_disks(containerd: &Containerd, task: &str) -> (String, usize) {
     let shown = containerd.exec(task, "grep ' / ' /proc/mounts; ls /sys/block | grep -c ^vd");
@@ -264,6 +263,24 @@ fn root_file_systems_on_disks_are_the_guest_s_and_go_with_their_tasks() {
     nothing_left(&leaks);
 }
 
+#[test]
+fn a_root_file_system_of_erofs_layers_is_written_to() {
+    let leaks = LeakCheck::new();
+    let Some(containerd) = Containerd::start_own_of_version_2("erofs") else {
+        return;
+    };
+    let plugins = containerd.ok(&["plugins", "ls"]);
+    let is_there = |line: &str| line.contains(" erofs ") && line.trim_end().ends_with("ok");
+    assert!(plugins.lines().any(is_there), "{plugins}");
+    let script = "echo word > /file; cat /file; ls /bin/busybox; exit 3";
+    let mut command = containerd.foreground(&["--snapshotter", "erofs"], &["sh", "-c", script]);
+    let finished = finish(&mut command, Vec::new()).expect(3);
+    assert_eq!(finished.text(), "word\n/bin/busybox\n");
+    drop(containerd);
+    nothing_left(&leaks);
+}
+
+/// A program that ends with `code` when it is sent SIGTERM, from when on [`READY`] ends.
 fn until_terminated(code: u8) -> String {
     format!("trap 'exit {code}' TERM; touch /ready; while :; do sleep 0.1; done")
 }

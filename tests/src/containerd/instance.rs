@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::fs::{self, File, OpenOptions};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use serde_json::json;
@@ -62,6 +62,10 @@ impl Instance {
         if snapshotter == "blockfile" {
             run_ok("truncate", &["-s", "64M", &scratch]);
             run_ok("busybox", &["mke2fs", "-F", &scratch]);
+        }
+        if snapshotter == "erofs" {
+            // containerd leaves it out where the kernel does not know it yet.
+            run_ok("modprobe", &["erofs"]);
         }
         let config = format!(
             r#"version = 2
@@ -159,5 +163,14 @@ impl Drop for Instance {
         let _ = process.wait();
         // There is one only if there were pods.
         let _ = run("ip", &["link", "delete", BRIDGE]);
+        // Layers of erofs stay mounted while their snapshots are there.
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let own = mounts
+            .lines()
+            .filter_map(|line| line.split(' ').nth(1))
+            .filter(|target| Path::new(target).starts_with(self.directory.path()));
+        for target in own.collect::<Vec<_>>().into_iter().rev() {
+            let _ = run("umount", &[target]);
+        }
     }
 }

@@ -73,24 +73,24 @@ impl Containerd {
     }
 
     /// The same in the namespace of Kubernetes, whose pods hull's shim holds; none where containerd is older than 2, which
-    /// cannot have it so, and the case says that it is left out.
+    /// cannot have it so.
     ///
     /// # Panics
     /// It does not start.
     #[must_use]
     pub fn start_own_without_pause() -> Option<Self> {
-        let told = run_ok("containerd", &["--version"]);
-        let version = told.split_whitespace().nth(2).expect("a version");
-        let major = version.trim_start_matches('v').split('.').next();
-        if major.and_then(|major| major.parse().ok()) < Some(2) {
-            // Also of a case that passes.
-            let _ = writeln!(
-                io::stderr(),
-                "left out: containerd {version} has pods held by a container, and 2 is needed"
-            );
-            return None;
-        }
-        Some(Self::start_instance("overlayfs", "k8s.io", Sandboxer::Shim))
+        is_version_2("pods held by the shim")
+            .then(|| Self::start_instance("overlayfs", "k8s.io", Sandboxer::Shim))
+    }
+
+    /// As [`start_own_with`](Self::start_own_with) does, with a snapshotter that containerd has from 2 on; none where it is
+    /// older.
+    ///
+    /// # Panics
+    /// It does not start.
+    #[must_use]
+    pub fn start_own_of_version_2(snapshotter: &str) -> Option<Self> {
+        is_version_2(snapshotter).then(|| Self::start_own_with(snapshotter, "default"))
     }
 
     fn start_instance(snapshotter: &str, namespace: &str, sandboxer: Sandboxer) -> Self {
@@ -306,4 +306,20 @@ pub fn shim_of(proxy: &str) -> String {
     let line = run("cat", &[&format!("/proc/{parent}/cmdline")]).text();
     assert!(line.starts_with("containerd-shim-hull-v2"), "{line}");
     parent
+}
+
+/// Whether the machine's containerd is not older than 2; says that the case is left out if it is, for `what` is not there.
+fn is_version_2(what: &str) -> bool {
+    let told = run_ok("containerd", &["--version"]);
+    let version = told.split_whitespace().nth(2).expect("a version");
+    let major = version.trim_start_matches('v').split('.').next();
+    let is_2 = major.and_then(|major| major.parse().ok()) >= Some(2);
+    if !is_2 {
+        // Also of a case that passes.
+        let _ = writeln!(
+            io::stderr(),
+            "left out: containerd {version} does not have {what}, and 2 does"
+        );
+    }
+    is_2
 }
