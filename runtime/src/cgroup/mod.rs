@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use libcgroups::common::{
     AnyCgroupManager, AnyManagerError, CgroupConfig, CgroupManager, CgroupSetup, ControllerOpt,
-    CreateCgroupSetupError, create_cgroup_manager, get_cgroup_setup,
+    CreateCgroupSetupError, DEFAULT_CGROUP_ROOT, create_cgroup_manager, get_cgroup_setup,
 };
 use nix_of_libcgroups::unistd::Pid;
 use oci_spec::runtime::{LinuxMemory, LinuxResources};
@@ -30,8 +30,6 @@ pub use self::unified::with_unified;
 use crate::container::ContainerId;
 use crate::process_identity::ProcessIdentity;
 
-/// Where the host's cgroups are mounted.
-const MOUNT_POINT: &str = "/sys/fs/cgroup";
 const MIB: i64 = 1 << 20;
 /// What a VMM and the proxies of a pod may take beside the guest's memory, in MiB.
 const VMM_OVERHEAD_MIB: u32 = 64;
@@ -219,7 +217,7 @@ impl Cgroup {
     fn is_frozen(&self) -> Result<bool, CgroupError> {
         let path = self.path_in_tree()?;
         let below_mount = path.strip_prefix("/").unwrap_or(&path);
-        let file = Path::new(MOUNT_POINT)
+        let file = Path::new(DEFAULT_CGROUP_ROOT)
             .join(below_mount)
             .join("cgroup.freeze");
         Ok(std::fs::read_to_string(file).is_ok_and(|state| state.trim_end() == "1"))

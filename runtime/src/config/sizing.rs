@@ -39,10 +39,14 @@ impl VmSize {
     /// What a container may use at the most with these limits; zero where there is none. A memory limit beyond the
     /// host's memory (engines write very large numbers for "none") is none beyond that.
     pub fn of_limits(limits: &LinuxResources) -> Self {
-        let limits = with_unified(limits);
+        Self::of_merged(&with_unified(limits))
+    }
+
+    /// The same of limits that have those of their files already.
+    fn of_merged(limits: &LinuxResources) -> Self {
         Self {
-            vcpus: vcpus_of_quota(&limits),
-            memory_mib: memory_of_limit(&limits).min(host_memory_mib()),
+            vcpus: vcpus_of_quota(limits),
+            memory_mib: memory_of_limit(limits).min(host_memory_mib()),
         }
     }
 
@@ -86,7 +90,7 @@ impl VmSize {
     #[must_use]
     pub fn updated(self, limits: &LinuxResources) -> Self {
         let limits = with_unified(limits);
-        let named = Self::of_limits(&limits);
+        let named = Self::of_merged(&limits);
         let cpu = limits.cpu().as_ref();
         let memory = limits.memory().as_ref();
         Self {

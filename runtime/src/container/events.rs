@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use hull_agent_protocol::agent::StatsContainerResponse;
 pub use hull_vmm_protocol::control::NicTraffic;
+use libcgroups::common::DEFAULT_CGROUP_ROOT;
 use serde::Serialize;
 
 use super::ContainerId;
@@ -211,7 +212,7 @@ impl CgroupFiles {
         let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
         // Version 2 has the one line with no controllers.
         let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
-        let entries = std::fs::read_dir(Path::new("/sys/fs/cgroup").join(path)).ok()?;
+        let entries = std::fs::read_dir(Path::new(DEFAULT_CGROUP_ROOT).join(path)).ok()?;
         let mut answer = StatsContainerResponse::new();
         for entry in entries.flatten() {
             // Some can only be written.
