@@ -7,7 +7,7 @@ use containerd_shim_protos::sandbox_api::CreateSandboxRequest;
 use hull_runtime::sandbox::pod::PodOptions;
 use protobuf::Message;
 
-use self::cri::{DNSConfig, NamespaceMode, PodSandboxConfig};
+use self::cri::pod::{DNSConfig, NamespaceMode, PodSandboxConfig};
 use crate::error::Error;
 
 /// The messages of `proto/pod.proto`.
@@ -21,7 +21,7 @@ use crate::error::Error;
     nonstandard_style
 )]
 mod cri {
-    include!(concat!(env!("OUT_DIR"), "/pod.rs"));
+    include!(concat!(env!("OUT_DIR"), "/mod.rs"));
 }
 
 /// Annotations of a pod that are for hull.
@@ -165,6 +165,7 @@ fn resolver(dns: &DNSConfig) -> String {
 mod tests {
     use protobuf::well_known_types::any::Any;
 
+    use super::cri::pod::{NamespaceOption, UserNamespace};
     use super::*;
 
     fn request(change: impl FnOnce(&mut PodSandboxConfig)) -> CreateSandboxRequest {
@@ -244,7 +245,7 @@ mod tests {
     fn what_is_the_nodes_is_refused() {
         let error = |request| options(&request).unwrap_err().to_string();
         let mode = NamespaceMode::NODE;
-        let namespaces = |change: fn(&mut cri::NamespaceOption, NamespaceMode)| {
+        let namespaces = |change: fn(&mut NamespaceOption, NamespaceMode)| {
             request(|config| {
                 let linux = config.linux.mut_or_insert_default();
                 let context = linux.security_context.mut_or_insert_default();
@@ -269,7 +270,7 @@ mod tests {
             ),
             (namespaces(|it, mode| it.ipc = mode.into()), "host's IPC"),
             (
-                namespaces(|it, _| it.userns_options = Some(cri::UserNamespace::new()).into()),
+                namespaces(|it, _| it.userns_options = Some(UserNamespace::new()).into()),
                 "user namespace",
             ),
         ] {
