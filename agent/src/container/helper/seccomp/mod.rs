@@ -234,9 +234,10 @@ fn instructions(filter: &ScmpFilterContext) -> Result<Vec<sock_filter>, SeccompE
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
 
-/// The architectures whose calls an x86-64 kernel takes, with their numbers for it (<linux/audit.h>), and the number from
-/// which on calls are those of x32, which shares that of x86-64.
+/// From which number on calls are those of x32, which shares the kernel's number for the architecture with x86-64.
 const X32_CALLS: u32 = 1 << 30;
+/// The architectures whose calls an x86-64 kernel takes, with their numbers for it (<linux/audit.h>), and the number from
+/// which on calls are not theirs.
 const ARCHITECTURES: [(ScmpArch, u32, u32); 3] = [
     (ScmpArch::X8664, 0xc000_003e, X32_CALLS),
     (ScmpArch::X32, 0xc000_003e, u32::MAX),
