@@ -1,10 +1,10 @@
-//! The guest's `/init`, and the helpers that it starts.
+//! The guest's `/init`, and what it starts of itself: helpers, and a pod's init.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use hull_agent::container::{Containers, Paths, helper};
+use hull_agent::container::{Containers, Paths, helper, pod_init};
 use hull_agent::network::{Network, Sysfs, localhost};
 use hull_agent::process::Reaper;
 use hull_agent::rpc::Service;
@@ -15,7 +15,11 @@ use ttrpc::r#async::transport::Listener;
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().as_deref() == Some(OsStr::new(helper::ARGUMENT)) {
+    let role = arguments.next();
+    if role.as_deref() == Some(OsStr::new(pod_init::ARGUMENT)) {
+        return pod_init::main();
+    }
+    if role.as_deref() == Some(OsStr::new(helper::ARGUMENT)) {
         let numbers = arguments.map(|argument| {
             let text = argument.to_str().context("a descriptor is a number")?;
             text.parse().context("a descriptor is a number")

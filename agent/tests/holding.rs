@@ -7,7 +7,7 @@ use std::os::unix::net::UnixDatagram;
 
 use hull_agent::container::{CreateOptions, SharedMemory};
 
-use host::{TestResult, on_a_guest};
+use host::{TestResult, on_a_guest, runs};
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 
@@ -114,6 +114,71 @@ fn a_container_joins_the_namespaces_of_another() -> TestResult {
         );
         assert_eq!(lines[1], lines[2], "{text}");
         guest.containers.remove("one").await?;
+        Ok(())
+    })
+}
+
+#[test]
+fn containers_of_a_pod_share_its_init() -> TestResult {
+    on_a_guest(async |guest| {
+        let config = |script: &str| {
+            let mut config = guest.config(&["sh", "-c", script]);
+            config["linux"]["namespaces"] =
+                json!([{ "type": "pid", "path": "/proc/1/ns/pid" }, { "type": "mount" }]);
+            for set in ["bounding", "effective", "permitted"] {
+                config["process"]["capabilities"][set] = json!(["CAP_KILL", "CAP_SYS_PTRACE"]);
+            }
+            config
+        };
+        let create = async |id: &str, script: &str| {
+            let process = guest.create(id, &config(script), false).await?;
+            guest.containers.start(id)?;
+            Ok::<_, host::TestError>(process)
+        };
+        let listed = |id: &str, command: &str| {
+            let list = guest.containers.get(id).and_then(|it| it.list());
+            list.is_ok_and(|list| list.iter().any(|one| one.command == command))
+        };
+        let first = create("one", "sleep 1001 & exec sleep 1000").await?;
+        let second = create("two", "sleep 1002 & while true; do sleep 0.05; done").await?;
+        runs(async || listed("one", "sleep 1001") && listed("two", "sleep 1002")).await?;
+
+        // It is as little as can be to who may see all of it, and nothing from here but SIGTERM ends it.
+        let script =
+            "kill -KILL 1; kill -HUP 1; cat /proc/1/cmdline; ls -A /proc/1/root /proc/1/cwd
+                      grep -E '^(Uid|CapEff|NoNewPrivs)' /proc/1/status";
+        let run = guest.run_config(config(script), None).await?;
+        assert_eq!(
+            String::from_utf8(run.stdout)?,
+            "hull-agent\0pod-init\0/proc/1/cwd:\n\n/proc/1/root:\n\
+             Uid:\t65535\t65535\t65535\t65535\nCapEff:\t0000000000000000\nNoNewPrivs:\t1\n",
+            "{}",
+            String::from_utf8_lossy(&run.stderr)
+        );
+
+        // It reaps what is left to it.
+        let script = "orphan=$(sleep 0.1 >/dev/null & echo $!)
+                      while [ -e /proc/$orphan ]; do sleep 0.05; done; echo reaped";
+        let run = guest.run_config(config(script), None).await?;
+        assert_eq!(run.stdout, b"reaped\n");
+
+        // A container ends with its first process, and the pod's others do not.
+        guest.containers.get("one")?.signal("", 9, false)?;
+        assert_eq!(first.wait().await.status, 137);
+        runs(async || !listed("one", "sleep 1001")).await?;
+        assert!(listed("two", "sleep 1002"));
+
+        // All end with it; the next container has a new one.
+        for _ in 0..2 {
+            let run = guest
+                .run_config(config("kill -TERM 1; sleep 1000"), None)
+                .await?;
+            assert_eq!(run.status, 137);
+        }
+        assert_eq!(second.wait().await.status, 137);
+        for id in ["one", "two"] {
+            guest.containers.remove(id).await?;
+        }
         Ok(())
     })
 }

@@ -45,7 +45,12 @@ impl Containers {
         options: &CreateOptions,
     ) -> Result<Arc<Process>, Error> {
         check_id(id)?;
-        let guest_spec = spec::for_guest(config, id, &self.guest())?;
+        let mut guest_spec = spec::for_guest(config, id, &self.guest())?;
+        if let Some(namespace) = guest_spec.pod_processes() {
+            let init = self.pod_init().await?;
+            namespace.set_path(Some(format!("/proc/{init}/ns/pid").into()));
+        }
+        let shares_processes = guest_spec.shares_processes();
         {
             let mut table = lock(&self.table);
             if table.contains_key(id) {
@@ -56,6 +61,9 @@ impl Containers {
         let cgroup = Cgroup::new(self.paths.cgroups.join(id));
         match self.make(id, guest_spec, &cgroup, options).await {
             Ok((container, process)) => {
+                if shares_processes {
+                    tokio::spawn(Arc::clone(&container).end_with_first(Arc::clone(&process)));
+                }
                 lock(&self.table).insert(id.to_owned(), Some(container));
                 Ok(process)
             }

@@ -12,6 +12,7 @@ pub mod helper;
 mod inspect;
 mod notify;
 mod out_of_memory;
+pub mod pod_init;
 mod remove;
 mod shared_memory;
 mod signal;
@@ -35,10 +36,11 @@ pub use devices::DeviceError;
 pub use inspect::ProcessInfo;
 pub(crate) use notify::NotifySocket;
 pub(crate) use out_of_memory::OutOfMemory;
+pub use pod_init::PodInitError;
 pub use shared_memory::SharedMemory;
 
 use crate::mounts::MountError;
-use crate::process::{Process, Reaper};
+use crate::process::{Process, Reaper, Watched};
 use cgroup::Cgroup;
 
 /// Why something could not be done with a container.
@@ -117,6 +119,9 @@ pub enum Error {
     /// The helper.
     #[error(transparent)]
     Helper(#[from] helper::HelperError),
+    /// The init of a pod that no container holds.
+    #[error(transparent)]
+    PodInit(#[from] PodInitError),
     /// `libcontainer` outside the helper.
     #[error("start the container")]
     Start(#[source] libcontainer::error::LibcontainerError),
@@ -177,6 +182,8 @@ pub struct Containers {
     reaper: Arc<Reaper>,
     /// Without a container: one is being made under this id.
     table: Mutex<HashMap<String, Option<Arc<Container>>>>,
+    /// The init of the pod, from the first container on that shares its processes; held while one is started.
+    pod_init: tokio::sync::Mutex<Option<Watched>>,
 }
 
 /// One container.
@@ -222,6 +229,7 @@ impl Containers {
             paths,
             reaper,
             table: Mutex::default(),
+            pod_init: tokio::sync::Mutex::default(),
         }
     }
 
@@ -249,6 +257,16 @@ impl Containers {
             .flatten()
             .flat_map(|container| &container.shared_memory);
         all.any(|used| used.name == memory.name)
+    }
+
+    /// The pid of the pod's init, which is started if there is none.
+    async fn pod_init(&self) -> Result<i32, Error> {
+        let mut held = self.pod_init.lock().await;
+        if let Some(init) = held.as_ref().filter(|init| pod_init::runs(init)) {
+            return Ok(init.pid());
+        }
+        let init = pod_init::start(&self.paths.program, &self.reaper).await?;
+        Ok(held.insert(init).pid())
     }
 
     fn guest(&self) -> spec::Guest {

@@ -1,8 +1,11 @@
-//! SignalProcess, PauseContainer and ResumeContainer.
+//! SignalProcess, PauseContainer and ResumeContainer, and the end of those that share their processes.
+
+use std::sync::Arc;
 
 use nix::errno::Errno;
 
 use super::{Container, Error};
+use crate::process::Process;
 use crate::sys;
 
 impl Container {
@@ -36,6 +39,19 @@ impl Container {
             }
         }
         Ok(())
+    }
+
+    /// Ends what is left of it when its first process has ended, as the kernel does where that is the init of its pid
+    /// namespace.
+    pub(super) async fn end_with_first(self: Arc<Self>, first: Arc<Process>) {
+        first.wait().await;
+        let _adding_none = self.adding.lock().await;
+        // It may have been removed.
+        if self.cgroup.path().exists()
+            && let Err(error) = self.cgroup.kill()
+        {
+            tracing::error!(id = self.id, %error, "processes of a container that has ended stay");
+        }
     }
 
     /// Stops all its processes, or lets them go on.

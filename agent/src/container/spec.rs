@@ -2,9 +2,9 @@
 //! what a guest drops or changes of `config.json`:
 //!
 //! - namespaces: new ones for pid, mount, ipc, uts and cgroup (and time, when asked for), or, of pid, ipc and uts, that
-//!   of another container of the sandbox, by the path `/proc/<pid of its first process>/ns/<kind>`, or, of ipc and uts, the
-//!   guest's own, by that of process 1: a pod's that no container holds; no network namespace, since a sandbox's containers
-//!   share the guest's. User namespaces are refused.
+//!   of another container of the sandbox, by the path `/proc/<pid of its first process>/ns/<kind>`, or that of a pod which
+//!   no container holds, by the path of process 1: of ipc and uts the guest's own, of pid that of the pod's init; no network
+//!   namespace, since a sandbox's containers share the guest's. User namespaces are refused.
 //! - the cgroup is `/hull/<container id>`. What needs the host's devices or controllers (block I/O, huge pages, RDMA,
 //!   network classes, Intel RDT) is dropped: the guest is the boundary that they stand for. CPU
 //!   sets are cut to the guest's CPUs.
@@ -24,6 +24,9 @@ use oci_spec::runtime::{
     LinuxNamespaceType, LinuxResources, LinuxSeccomp, LinuxSeccompAction, Process, Spec,
 };
 use serde::{Deserialize, Serialize};
+
+/// The pid namespace of a pod that no container holds, in a specification.
+const POD_PROCESSES: &str = "/proc/1/ns/pid";
 
 /// Why a specification or a process object is refused.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +109,24 @@ pub struct GuestSpec {
     pub devices: Vec<LinuxDeviceCgroup>,
     /// The process gets a terminal.
     pub terminal: bool,
+}
+
+impl GuestSpec {
+    /// Whether the container's pid namespace is one that was there before it.
+    pub fn shares_processes(&self) -> bool {
+        let linux = self.spec.linux().as_ref();
+        let namespaces = linux.and_then(|linux| linux.namespaces().as_deref());
+        let mut namespaces = namespaces.unwrap_or_default().iter();
+        namespaces.any(|one| one.typ() == LinuxNamespaceType::Pid && one.path().is_some())
+    }
+
+    /// The namespace that it is to share with the pod, whose init is to be named instead of process 1.
+    pub fn pod_processes(&mut self) -> Option<&mut LinuxNamespace> {
+        let namespaces = self.spec.linux_mut().as_mut()?.namespaces_mut().as_mut()?;
+        let is_pods =
+            |one: &&mut LinuxNamespace| one.path().as_deref() == Some(Path::new(POD_PROCESSES));
+        namespaces.iter_mut().find(is_pods)
+    }
 }
 
 /// What the guest has, as far as specifications depend on it.
@@ -352,11 +373,10 @@ fn namespaces(linux: &Linux, guest: &Guest) -> Result<Vec<LinuxNamespace>, SpecE
     Ok(namespaces)
 }
 
-/// Whether `path` is `/proc/<pid>/ns/<name>` of a container's first process, or of the guest's, which no container is to
-/// see.
+/// Whether `path` is `/proc/<pid>/ns/<name>` of a container's first process, or of the guest's, which stands for the pod.
 fn is_shared(path: &Path, name: &str, guest: &Guest) -> bool {
     let is_of = |pid: &i32| path == Path::new(&format!("/proc/{pid}/ns/{name}"));
-    guest.first_processes.iter().any(is_of) || (name != "pid" && is_of(&1))
+    guest.first_processes.iter().any(is_of) || is_of(&1)
 }
 
 /// Reads an OCI resources object and makes it hold in the guest. Device rules stay as the container was made with them.

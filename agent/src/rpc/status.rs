@@ -51,6 +51,7 @@ impl Coded for container::Error {
             | Self::File { .. }
             | Self::Limit(_)
             | Self::Stdio(_)
+            | Self::PodInit(_)
             | Self::Start(_)
             | Self::Signal(_)
             | Self::Mount(_)

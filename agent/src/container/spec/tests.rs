@@ -172,6 +172,21 @@ fn namespaces_of_other_containers_are_joined() {
 }
 
 #[test]
+fn the_processes_of_a_pod_are_those_of_its_init() {
+    let mut own = convert(&config()).unwrap();
+    assert!(!own.shares_processes());
+    assert!(own.pod_processes().is_none());
+    let mut config = config();
+    config["linux"]["namespaces"] = json!([{ "type": "pid", "path": "/proc/1/ns/pid" }]);
+    let mut guest = convert(&config).unwrap();
+    assert!(guest.shares_processes());
+    let namespace = guest.pod_processes().unwrap();
+    namespace.set_path(Some("/proc/7/ns/pid".into()));
+    assert!(guest.shares_processes());
+    assert!(guest.pod_processes().is_none());
+}
+
+#[test]
 fn what_the_guest_cannot_have_is_refused() {
     let edit = |pointer: &str, value: Value| {
         let mut config = config();
@@ -182,7 +197,7 @@ fn what_the_guest_cannot_have_is_refused() {
         convert(&config).unwrap_err().to_string()
     };
     for (kind, path) in [
-        ("pid", "/proc/1/ns/pid"),
+        ("pid", "/proc/1/ns/ipc"),
         ("pid", "/proc/42/ns/ipc"),
         ("ipc", "/run/ipc"),
         ("mount", "/proc/42/ns/mnt"),
