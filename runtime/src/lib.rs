@@ -15,6 +15,7 @@ pub mod hooks;
 pub mod logging;
 pub mod metrics;
 pub mod monitor;
+mod mount_namespace;
 pub mod network;
 pub mod notify;
 pub mod own_program;

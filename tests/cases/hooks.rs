@@ -108,6 +108,51 @@ fn a_hook_gets_the_state_with_a_pid_whose_network_namespace_is_the_containers() 
 }
 
 #[test]
+fn what_hooks_mount_for_the_containers_pid_is_in_the_container_and_not_on_the_host() {
+    let join = "nsenter --mount --target $(sed -e 's/.*\"pid\"://' -e 's/[^0-9].*//')";
+    // runc parts from the host's mounts before its hooks run.
+    for (program, seen) in [
+        ("hull", "joined\non-host\nown\n"),
+        ("runc", "joined\nown\n"),
+    ] {
+        let leaks = LeakCheck::new();
+        let runtime = Hull::of_program(program);
+        let bundle = Bundle::shell("cat /*/word");
+        let directory = |name: &str| bundle.rootfs().join(name);
+        let names = ["joined", "on-host", "own"];
+        for name in names {
+            fs::create_dir(directory(name)).unwrap();
+        }
+        let mount = |name: &str| {
+            let directory = directory(name);
+            let directory = directory.display();
+            format!("mount -t tmpfs none {directory} && echo {name} > {directory}/word")
+        };
+        let hook = |script: String| {
+            let env = "PATH=/usr/sbin:/usr/bin:/sbin:/bin";
+            json!([{ "path": "/bin/sh", "args": ["sh", "-c", script], "env": [env] }])
+        };
+        let mut config = bundle.config();
+        config["hooks"] = json!({
+            "prestart": hook(mount("on-host")),
+            "createRuntime": hook(format!("{join} sh -c '{}'", mount("joined"))),
+            "createContainer": hook(mount("own")),
+        });
+        bundle.write(&config);
+        let output = runtime.create(&bundle, "mounts");
+        let on_host = names.map(|name| directory(name).join("word").exists());
+        assert_eq!(on_host, [false, true, false], "{program}");
+        let _ = runtime.hull(&["start", "mounts"]).expect(0);
+        runtime.await_status("mounts", "stopped");
+        assert_eq!(fs::read_to_string(output).unwrap(), seen, "{program}");
+        let _ = runtime.hull(&["delete", "mounts"]).expect(0);
+        let mounted = directory("on-host");
+        hull_tests::run_ok("umount", &[mounted.to_str().unwrap()]);
+        leaks.nothing_left(&runtime.root());
+    }
+}
+
+#[test]
 fn a_failing_hook_fails_create_shows_its_stderr_and_undoes_everything() {
     for kind in ["prestart", "createRuntime", "createContainer"] {
         let leaks = LeakCheck::new();

@@ -6,9 +6,9 @@
 //! 1. The bundle is read and checked, and the id reserved.
 //! 2. The network namespace is opened or made, and the process proxy born in it: hooks and engines want its pid.
 //! 3. hull-vmm and the sandbox's monitor are started in the namespace; the guest boots meanwhile.
-//! 4. `prestart` and `createRuntime` hooks run; they wire the namespace.
+//! 4. `prestart` and `createRuntime` hooks run; they wire the namespace. Then `createContainer` hooks.
 //! 5. The VM gets the shared directory, and its agent makes the guest ready; then the VM gets the network.
-//! 6. `createContainer` hooks run, the agent makes the container, the proxy connects to its process.
+//! 6. The agent makes the container, the proxy connects to its process.
 //! 7. The record says `created`, and last of all the pid file is written.
 
 use std::collections::HashMap;
@@ -114,6 +114,9 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
     stopwatch.phase("validate");
 
     let mut poststop = Poststop::new(&bundle);
+    let hooks = bundle.hooks();
+    let mut kinds = HookKind::OF_CREATE.into_iter();
+    let has_hooks = kinds.any(|kind| !kind.of(&hooks).is_empty());
     let pending_cgroup = PendingCgroup::new(cgroup.clone());
     let proxy = NewProxy::spawn(
         Some(&placement.netns),
@@ -123,6 +126,7 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
             own_session: options.console.is_detached(),
             log: runtime.log.clone(),
             origin: stopwatch.origin(),
+            own_mounts: has_hooks,
             files: guest.files.clone(),
         },
         options.stdio.as_ref(),
@@ -167,8 +171,10 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
 
     let state = State::with_status(&record, Status::Creating).to_json();
     poststop.arm(&record);
+    let identity = proxy.identity();
+    let at_proxy = (&identity, &netns);
     for kind in [HookKind::Prestart, HookKind::CreateRuntime] {
-        run_hooks(kind, &bundle, &state, &netns)?;
+        run_hooks(kind, &bundle, &state, at_proxy)?;
     }
     stopwatch.phase("hooks");
 
@@ -176,7 +182,7 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
         runtime,
         &bundle,
         &guest,
-        &netns,
+        at_proxy,
         &state,
         options,
         &mut sandbox,
@@ -229,7 +235,7 @@ fn make_in_guest(
     runtime: &Runtime,
     bundle: &Bundle,
     guest: &GuestContainer,
-    netns: &Netns,
+    (proxy, netns): (&ProcessIdentity, &Netns),
     state: &str,
     options: &CreateOptions,
     sandbox: &mut PendingSandbox,
@@ -237,7 +243,8 @@ fn make_in_guest(
 ) -> Result<u32, Error> {
     sandbox.wait_running(&runtime.config)?;
     stopwatch.phase("vm_running");
-    sandbox.sandbox()?.share(&guest.shares)?;
+    run_hooks(HookKind::CreateContainer, bundle, state, (proxy, netns))?;
+    sandbox.sandbox()?.share(proxy, &guest.shares)?;
     let attach = |disk| sandbox.sandbox()?.attach_disk(&options.id, disk);
     let disk = options.root_disk.as_ref().map(attach).transpose()?;
     stopwatch.phase("share");
@@ -248,7 +255,6 @@ fn make_in_guest(
     stopwatch.phase("agent");
     sandbox.sandbox()?.reconcile_network(netns, &mut agent)?;
     stopwatch.phase("network");
-    run_hooks(HookKind::CreateContainer, bundle, state, netns)?;
     let pid = agent.create_container(&options.id, guest)?;
     stopwatch.phase("container");
     Ok(pid)
@@ -283,9 +289,14 @@ fn is_of_podman(annotations: &HashMap<String, String>) -> bool {
     engine.is_some_and(|engine| engine == "libpod")
 }
 
-fn run_hooks(kind: HookKind, bundle: &Bundle, state: &str, netns: &Netns) -> Result<(), Error> {
+fn run_hooks(
+    kind: HookKind,
+    bundle: &Bundle,
+    state: &str,
+    proxy: (&ProcessIdentity, &Netns),
+) -> Result<(), Error> {
     let hooks = bundle.hooks();
-    hooks::run(kind, kind.of(&hooks), state, &bundle.directory, Some(netns))?;
+    hooks::run(kind, kind.of(&hooks), state, &bundle.directory, Some(proxy))?;
     Ok(())
 }
 

@@ -178,6 +178,7 @@ fn start(
             own_session: options.console.is_detached(),
             log: runtime.log.clone(),
             origin: stopwatch.origin(),
+            own_mounts: false,
             files: files.clone(),
         },
         options.stdio.as_ref(),

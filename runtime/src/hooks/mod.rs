@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use oci_spec::runtime::{Hook, Hooks};
 
+use crate::mount_namespace;
 use crate::network::{self, Netns};
+use crate::process_identity::ProcessIdentity;
 
 /// A kind of hook that runs on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +24,7 @@ pub enum HookKind {
     Prestart,
     /// At `create`, while the VM boots, before the network is looked at.
     CreateRuntime,
-    /// At `create`, before the container is made in the guest.
+    /// At `create`, before the guest gets the container's files.
     CreateContainer,
     /// At `start`, once the program runs.
     Poststart,
@@ -35,9 +37,8 @@ pub enum HookKind {
 pub enum HookNamespaces {
     /// Those of the `hull` command.
     Runtime,
-    /// The sandbox's network namespace, and otherwise those of the `hull` command: the container's other namespaces
-    /// are in the guest, where programs of the host cannot run.
-    Sandbox,
+    /// Those of the container's process proxy: the container's own are in the guest, where programs of the host cannot run.
+    Proxy,
 }
 
 impl HookKind {
@@ -51,11 +52,14 @@ impl HookKind {
         (
             Self::CreateContainer,
             "createContainer",
-            HookNamespaces::Sandbox,
+            HookNamespaces::Proxy,
         ),
         (Self::Poststart, "poststart", HookNamespaces::Runtime),
         (Self::Poststop, "poststop", HookNamespaces::Runtime),
     ];
+
+    /// Those that run at `create`.
+    pub const OF_CREATE: [Self; 3] = [Self::Prestart, Self::CreateRuntime, Self::CreateContainer];
 
     /// Its name in config.json.
     pub fn name(self) -> &'static str {
@@ -132,18 +136,26 @@ pub enum HookError {
         /// What it wrote, cut short.
         stderr: String,
     },
-    /// The sandbox's network namespace cannot be entered.
+    /// The network namespace cannot be entered.
     #[error("error running {kind} hooks")]
-    Enter {
+    Netns {
         /// Which kind.
         kind: &'static str,
         /// Why not.
         source: Box<network::Error>,
     },
+    /// The mount namespace cannot be entered.
+    #[error("error running {kind} hooks: enter the mount namespace of the process proxy")]
+    Mounts {
+        /// Which kind.
+        kind: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
 }
 
-/// Runs `hooks`, which are of one kind, one after the other, each with `state` on its standard input and `bundle` as its working directory;
-/// the first that fails is the last that runs. `netns` is the sandbox's.
+/// Runs `hooks`, which are of one kind, one after the other, each with `state` on its standard input and `bundle` as its
+/// working directory; the first that fails is the last that runs. `proxy` is the container's, with its network namespace.
 ///
 /// # Errors
 /// A hook failed.
@@ -152,7 +164,7 @@ pub fn run(
     hooks: &[Hook],
     state: &str,
     bundle: &Path,
-    netns: Option<&Netns>,
+    proxy: Option<(&ProcessIdentity, &Netns)>,
 ) -> Result<(), HookError> {
     if hooks.is_empty() {
         return Ok(());
@@ -164,13 +176,15 @@ pub fn run(
         }
         Ok(())
     };
-    match (kind.namespaces(), netns) {
-        (HookNamespaces::Sandbox, Some(netns)) => {
-            netns.run(run_all).map_err(|source| HookError::Enter {
-                kind: kind.name(),
-                source: Box::new(source),
-            })?
-        }
-        _ => run_all(),
-    }
+    let (HookNamespaces::Proxy, Some((proxy, netns))) = (kind.namespaces(), proxy) else {
+        return run_all();
+    };
+    let kind = kind.name();
+    netns
+        .run(|| mount_namespace::run_in(proxy, run_all))
+        .map_err(|error| HookError::Netns {
+            kind,
+            source: Box::new(error),
+        })?
+        .map_err(|source| HookError::Mounts { kind, source })?
 }

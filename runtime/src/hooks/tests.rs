@@ -120,6 +120,7 @@ fn the_first_failure_is_the_last_hook() {
 fn create_container_hooks_run_in_the_network_namespace() {
     let bundle = tempfile::tempdir().unwrap();
     let netns = Netns::create().unwrap();
+    let own = ProcessIdentity::own().unwrap();
     let read = shell("readlink /proc/self/ns/net > netns");
     let hooks = [read];
     run(
@@ -127,7 +128,7 @@ fn create_container_hooks_run_in_the_network_namespace() {
         &hooks,
         "",
         bundle.path(),
-        Some(&netns),
+        Some((&own, &netns)),
     )
     .unwrap();
     let inside = std::fs::read_to_string(bundle.path().join("netns")).unwrap();
@@ -137,7 +138,7 @@ fn create_container_hooks_run_in_the_network_namespace() {
         &hooks,
         "",
         bundle.path(),
-        Some(&netns),
+        Some((&own, &netns)),
     )
     .unwrap();
     let outside = std::fs::read_to_string(bundle.path().join("netns")).unwrap();

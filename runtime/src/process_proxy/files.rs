@@ -1,12 +1,10 @@
 //! What is found by whoever joins the mount namespace of a container's process proxy: the container's files, as far as
 //! the host has them, and its processes. `podman cp` joins it by the pid that it is told, and would change the host's
-//! files otherwise.
-//!
-//! A process's mount namespace is, to others, that of its first thread. So that one gets a namespace of its own and does
-//! nothing but wait; all other threads stay with the host's.
+//! files otherwise. Before there are any of the container, hooks may join it, and what they mount below its root file system
+//! is among them.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
@@ -19,27 +17,31 @@ use super::processes::Processes;
 use crate::sandbox::share::Share;
 use crate::sys::attach_mount_tree;
 
-/// Makes `shares`, whose first is the root, all files of the calling thread, and among them the processes if they are to be shown.
+/// Gives the calling thread a mount namespace of its own. What is mounted on the host later is mounted there, too, and what
+/// is unmounted is unmounted, but nothing goes back.
 ///
 /// # Errors
-/// See [`ProxyError`]; the thread may have another mount namespace then.
+/// See [`ProxyError`]; the thread may have parted then.
+pub(super) fn part() -> Result<(), ProxyError> {
+    unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS)
+        .map_err(step("make a mount namespace"))?;
+    propagate(MsFlags::MS_SLAVE)
+}
+
+/// Makes `shares`, whose first is the root, all files of the calling thread, which has parted, and among them the processes
+/// if they are to be shown. Without any it has an empty root.
+///
+/// # Errors
+/// See [`ProxyError`].
 pub(super) fn enter(
     shares: &[Share],
     shows_processes: bool,
 ) -> Result<Option<Processes>, ProxyError> {
-    let [root, volumes @ ..] = shares else {
-        return Ok(None);
+    propagate(MsFlags::MS_PRIVATE)?;
+    let (tree, volumes) = match shares {
+        [root, volumes @ ..] => (mount_root(root)?, volumes),
+        [] => (mount_nothing()?, &[][..]),
     };
-    let step = |operation| move |errno: Errno| ProxyError::host(operation)(errno.into());
-    unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS)
-        .map_err(step("make a mount namespace"))?;
-    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-    mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
-        .map_err(step("part its mounts from the host's"))?;
-    let tree = root.clone_mount()?;
-    File::open(&root.source)
-        .and_then(|point| attach_mount_tree(tree.as_fd(), point.as_fd()))
-        .map_err(ProxyError::host("mount the root file system"))?;
     for volume in volumes {
         // The container may have put links in the way, and what lies in one of its own file systems is not here.
         let how = OpenHow::new()
@@ -65,4 +67,31 @@ pub(super) fn enter(
         .map_err(step("take the container's root"))?;
     std::env::set_current_dir("/").map_err(ProxyError::host("enter its root"))?;
     Ok(processes)
+}
+
+fn mount_root(root: &Share) -> Result<OwnedFd, ProxyError> {
+    let tree = root.clone_mount()?;
+    File::open(&root.source)
+        .and_then(|point| attach_mount_tree(tree.as_fd(), point.as_fd()))
+        .map_err(ProxyError::host("mount the root file system"))?;
+    Ok(tree)
+}
+
+/// At a place that every host has.
+fn mount_nothing() -> Result<OwnedFd, ProxyError> {
+    let (point, flags) = ("/proc", MsFlags::MS_RDONLY | MsFlags::MS_NOEXEC);
+    mount(Some("hull"), point, Some("tmpfs"), flags, None::<&str>)
+        .map_err(step("mount an empty root"))?;
+    let root = File::open(point).map_err(ProxyError::host("mount an empty root"))?;
+    Ok(root.into())
+}
+
+fn propagate(how: MsFlags) -> Result<(), ProxyError> {
+    let flags = MsFlags::MS_REC | how;
+    mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)
+        .map_err(step("part its mounts from the host's"))
+}
+
+fn step(operation: &'static str) -> impl FnOnce(Errno) -> ProxyError {
+    move |errno| ProxyError::host(operation)(errno.into())
 }

@@ -57,6 +57,8 @@ pub struct Setup {
     pub log: LogSettings,
     /// When the command that made it began.
     pub origin: Moment,
+    /// Whether hooks are to find a mount namespace of its own, so that what they mount there does not show on the host.
+    pub own_mounts: bool,
     /// The process's open files beside its stdio, which come with the message.
     pub files: Vec<FileKind>,
 }
@@ -88,7 +90,8 @@ pub struct Attach {
     pub container_id: ContainerId,
     /// The process; empty for the container's first, with whose end the sandbox's may come.
     pub exec_id: String,
-    /// The container's files, its root first, that the proxy shows; none if it stands for a process of exec.
+    /// The container's files, its root first, that the proxy shows; none if the host has none of them. That of a process
+    /// of exec shows nothing.
     pub files: Vec<Share>,
     /// Whether it shows the container's processes among them.
     pub shows_processes: bool,

@@ -7,14 +7,15 @@
 //! message (messages.rs). Until it is told [`messages::ToProxy::Commit`] it ends with its maker; afterwards it lives as
 //! long as the process in the guest does, or its VM.
 //!
-//! In the proxy (serve.rs) the first thread shows the container's files to who looks at the proxy (files.rs), one waits
-//! for the end of the process, one for signals (signals.rs), and one for each stream carries bytes (stdio.rs, inherited.rs). In the
-//! proxy of a container's own process one shows the guest's processes to who looks for them (processes.rs), and one waits
+//! In the proxy (serve.rs) the first thread (first_thread.rs) shows the container's files to who looks at the proxy
+//! (files.rs), one waits for the end of the process, one for signals (signals.rs), and one for each stream carries bytes
+//! (stdio.rs, inherited.rs). In the proxy of a container's own process one shows the guest's processes to who looks for them (processes.rs), and one waits
 //! for the end of the sandbox's monitor, to make another ([`crate::monitor::guard`]). All of them block, so that an idle
 //! process costs nothing.
 
 mod console;
 mod files;
+mod first_thread;
 pub mod foreground;
 mod inherited;
 mod messages;

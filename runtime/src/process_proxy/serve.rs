@@ -14,6 +14,7 @@ use hull_vmm_protocol::socket::{parse, receive, send};
 use nix::sys::signalfd::SignalFd;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
+use super::first_thread::{FirstThread, run_beside};
 use super::inherited::{FileKind, Inherited};
 use super::messages::{Attach, FromProxy, Setup, Streams, ToProxy};
 use super::processes::Processes;
@@ -39,62 +40,65 @@ const NOTHING: u8 = 1;
 
 /// Does what its maker says on `control`, and then stands for a process until that ends. Gives the exit code.
 pub(crate) fn serve(control: OwnedFd) -> u8 {
-    let prepared = prepare(&control);
-    let answer = match prepared {
-        Ok(Some((waiting, processes))) => return waiting.run(processes),
+    // Here, so that they are blocked in all threads.
+    let signals = block_all();
+    match run_beside(|first| stand_for_process(&control, signals, first)) {
+        Ok(code) => code.unwrap_or(KILLED),
+        Err(error) => fail(&control, &ProxyError::host("start its session")(error)),
+    }
+}
+
+fn stand_for_process(control: &OwnedFd, signals: io::Result<SignalFd>, first: &FirstThread) -> u8 {
+    match prepare(control, signals, first) {
+        Ok(Some((session, processes))) => session.run(processes),
         // The maker has ended, or given up.
-        Ok(None) => return NOTHING,
-        Err(error) => FromProxy::Failed {
-            message: crate::error::chain(&error),
-        },
-    };
+        Ok(None) => NOTHING,
+        Err(error) => fail(control, &error),
+    }
+}
+
+fn fail(control: &OwnedFd, error: &ProxyError) -> u8 {
+    let message = crate::error::chain(error);
     // Without a maker nobody wants to know.
-    let _ = send(&control, &answer, &[]);
+    let _ = send(control, &FromProxy::Failed { message }, &[]);
     NOTHING
 }
 
-fn prepare(control: &OwnedFd) -> Result<Option<(Waiting, Option<Processes>)>, ProxyError> {
+fn prepare(
+    control: &OwnedFd,
+    signals: io::Result<SignalFd>,
+    first: &FirstThread,
+) -> Result<Option<(Session, Option<Processes>)>, ProxyError> {
+    let signals = signals.map_err(ProxyError::host("block signals"))?;
     let Some((ToProxy::Setup(setup), files)) = next_with_files(control)? else {
         return Ok(None);
     };
-    let held = Held::set_up(&setup, files)?;
+    let held = Held::set_up(&setup, files, signals)?;
+    if setup.own_mounts {
+        first.run(files::part)?;
+    }
     answer(control, &FromProxy::Ready)?;
     let Some(ToProxy::Attach(attach)) = next(control)? else {
         return Ok(None);
     };
-    let (files, shows_processes) = (attach.files.clone(), attach.shows_processes);
-    let waiting = Waiting::start(held.attach(attach)?)?;
-    let processes = files::enter(&files, shows_processes)?;
+    let of_container = attach.exec_id.is_empty();
+    let (shares, shows_processes) = (attach.files.clone(), attach.shows_processes);
+    let session = held.attach(attach)?;
+    let show_files = move || {
+        if !setup.own_mounts {
+            files::part()?;
+        }
+        files::enter(&shares, shows_processes)
+    };
+    let processes = if of_container {
+        first.run(show_files)?
+    } else {
+        None
+    };
     answer(control, &FromProxy::Attached)?;
     match next(control)? {
-        Some(ToProxy::Commit) => Ok(Some((waiting, processes))),
+        Some(ToProxy::Commit) => Ok(Some((session, processes))),
         _ => Ok(None),
-    }
-}
-
-/// A session that waits to be run, in a thread that keeps the host's files: those of the first one become the container's.
-struct Waiting {
-    go: mpsc::SyncSender<Option<Processes>>,
-    thread: thread::JoinHandle<u8>,
-}
-
-impl Waiting {
-    fn start(session: Session) -> Result<Self, ProxyError> {
-        let (go, told) = mpsc::sync_channel(0);
-        let work = move || {
-            told.recv()
-                .map_or(NOTHING, |processes| session.run(processes))
-        };
-        let thread = thread::Builder::new().name("session".into()).spawn(work);
-        let thread = thread.map_err(ProxyError::host("start its session"))?;
-        Ok(Self { go, thread })
-    }
-
-    /// Runs it, and gives the exit code.
-    fn run(self, processes: Option<Processes>) -> u8 {
-        // It waits, and so it hears this.
-        let _ = self.go.send(processes);
-        self.thread.join().unwrap_or(KILLED)
     }
 }
 
@@ -129,13 +133,12 @@ enum HostStreams {
 }
 
 impl Held {
-    fn set_up(setup: &Setup, files: Vec<OwnedFd>) -> Result<Self, ProxyError> {
+    fn set_up(setup: &Setup, files: Vec<OwnedFd>, signals: SignalFd) -> Result<Self, ProxyError> {
         let kinds = setup.files.iter().copied();
         // Its standard error is the process's, and nothing of hull's goes there.
         if setup.log.path.is_some() {
             setup.log.init().map_err(ProxyError::host("open its log"))?;
         }
-        let signals = block_all().map_err(ProxyError::host("block signals"))?;
         std::env::set_current_dir("/").map_err(ProxyError::host("leave its directory"))?;
         if setup.own_session {
             nix::unistd::setsid()

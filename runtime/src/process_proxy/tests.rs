@@ -152,6 +152,7 @@ fn messages_are_read_back_as_they_were_sent() {
             debug: false,
         },
         origin: Moment::now(),
+        own_mounts: true,
         files: vec![FileKind::Input],
     });
     let attach = ToProxy::Attach(Attach {

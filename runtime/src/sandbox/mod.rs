@@ -326,12 +326,12 @@ impl Sandbox {
         })
     }
 
-    /// Puts `shares` into the shared directory.
+    /// Puts `shares` into the shared directory, as `viewer` sees them.
     ///
     /// # Errors
     /// See [`ShareError`].
-    pub fn share(&self, shares: &[Share]) -> Result<(), crate::Error> {
-        Ok(share::attach(&self.vmm()?, shares)?)
+    pub fn share(&self, viewer: &ProcessIdentity, shares: &[Share]) -> Result<(), crate::Error> {
+        Ok(share::attach(&self.vmm()?, viewer, shares)?)
     }
 
     /// Takes all of a container out of the guest: the guest's container, then its disk and its files. Its processes have ended.

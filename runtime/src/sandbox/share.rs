@@ -2,20 +2,19 @@
 //! the guest. A mount of the host is cloned here and moved there; it shows nowhere on the host, and it is gone with
 //! the VMM, however that ends.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::thread;
 
 use hull_vmm_protocol::config::JAIL_SHARE;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
-use nix::sched::{CloneFlags, setns, unshare};
 use serde::{Deserialize, Serialize};
 
 use crate::container::ContainerId;
+use crate::mount_namespace;
 use crate::process_identity::ProcessIdentity;
 use crate::sys;
 
@@ -32,9 +31,14 @@ pub enum ShareError {
         /// Why it failed.
         source: io::Error,
     },
-    /// The VMM's mount namespace cannot be entered.
-    #[error("enter the mount namespace of hull-vmm")]
-    Enter(#[source] io::Error),
+    /// The mount namespace of the VMM, or of who sees the files, cannot be entered.
+    #[error("enter the mount namespace of process {pid}")]
+    Enter {
+        /// Whose it is.
+        pid: i32,
+        /// Why not.
+        source: io::Error,
+    },
     /// The clone cannot be mounted there.
     #[error("{operation} {} in the shared directory", path.display())]
     Target {
@@ -142,15 +146,19 @@ impl Share {
     }
 }
 
-/// Mounts `shares` for the guest of `vmm`.
+/// Mounts `shares` for the guest of `vmm`, as `viewer` sees them.
 ///
 /// # Errors
 /// See [`ShareError`]; what was mounted before stays.
-pub fn attach(vmm: &ProcessIdentity, shares: &[Share]) -> Result<(), ShareError> {
-    let trees = shares
-        .iter()
-        .map(|share| Ok((share, share.clone_mount()?)))
-        .collect::<Result<Vec<_>, _>>()?;
+pub fn attach(
+    vmm: &ProcessIdentity,
+    viewer: &ProcessIdentity,
+    shares: &[Share],
+) -> Result<(), ShareError> {
+    let trees = in_mount_namespace(viewer, || {
+        let clones = shares.iter().map(|share| Ok((share, share.clone_mount()?)));
+        clones.collect::<Result<Vec<_>, ShareError>>()
+    })?;
     in_mount_namespace(vmm, || {
         for (share, tree) in &trees {
             let path = Path::new(JAIL_SHARE).join(&share.target);
@@ -231,36 +239,19 @@ fn make_target(path: &Path, is_file: bool) -> io::Result<OwnedFd> {
     Ok(target.into())
 }
 
-/// Runs `work` in a thread of its own whose root and mount namespace are those of `vmm`.
 fn in_mount_namespace<T: Send>(
-    vmm: &ProcessIdentity,
+    process: &ProcessIdentity,
     work: impl FnOnce() -> Result<T, ShareError> + Send,
 ) -> Result<T, ShareError> {
-    let gone = || ShareError::Enter(io::Error::from_raw_os_error(libc::ESRCH));
-    let namespace = File::open(format!("/proc/{}/ns/mnt", vmm.pid)).map_err(ShareError::Enter)?;
-    // Checked after opening: the pid was still the VMM's then.
-    if !vmm.is_alive() {
-        return Err(gone());
-    }
-    thread::scope(|scope| {
-        thread::Builder::new()
-            .name("shared-dir".into())
-            .spawn_scoped(scope, || {
-                unshare(CloneFlags::CLONE_FS)
-                    .and_then(|()| setns(&namespace, CloneFlags::CLONE_NEWNS))
-                    .map_err(|errno| ShareError::Enter(errno.into()))?;
-                work()
-            })
-            .map_err(ShareError::Enter)?
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+    let pid = process.pid;
+    mount_namespace::run_in(process, work).map_err(|source| ShareError::Enter { pid, source })?
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::process::{Child, Command};
+    use std::thread;
 
     /// A process in a mount namespace with a root of its own that holds `/shared`, as hull-vmm makes it.
     fn jail() -> (Child, ProcessIdentity, tempfile::TempDir) {
@@ -300,6 +291,7 @@ mod tests {
         std::fs::create_dir_all(source.path().join("rootfs/etc")).unwrap();
         std::fs::write(source.path().join("hosts"), "127.0.0.1 x").unwrap();
         let id: ContainerId = "c1".parse().unwrap();
+        let own = ProcessIdentity::own().unwrap();
         let before = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         let shares = [
             Share::rootfs(&id, &source.path().join("rootfs")),
@@ -314,7 +306,7 @@ mod tests {
                 )
             },
         ];
-        attach(&vmm, &shares).unwrap();
+        attach(&vmm, &own, &shares).unwrap();
         assert!(is_there(&vmm, "c1/rootfs/etc"));
         let jail = format!("/proc/{}/root/shared", vmm.pid);
         let hosts = Path::new(&jail).join("c1/mounts/0");
@@ -335,7 +327,7 @@ mod tests {
         detach(&vmm, &id).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
-        let error = attach(&vmm, &shares).unwrap_err();
-        assert!(matches!(error, ShareError::Enter(_)), "{error}");
+        let error = attach(&vmm, &own, &shares).unwrap_err();
+        assert!(matches!(error, ShareError::Enter { .. }), "{error}");
     }
 }
