@@ -65,7 +65,7 @@ pub(crate) fn options(request: &CreateSandboxRequest) -> Result<PodOptions, Erro
     })
 }
 
-/// What is the node's cannot be a VM's. Processes are shared where a container holds the pod: its init is theirs too.
+/// What is the node's cannot be a VM's.
 fn check_namespaces(config: &PodSandboxConfig, netns: &str) -> Result<(), Error> {
     let namespaces = &config.linux.security_context.namespace_options;
     let is_nodes =
@@ -78,10 +78,6 @@ fn check_namespaces(config: &PodSandboxConfig, netns: &str) -> Result<(), Error>
         (
             is_nodes(namespaces.pid),
             "sharing the host's processes with a pod in a VM",
-        ),
-        (
-            namespaces.pid == NamespaceMode::POD.into(),
-            "a process namespace that containers share in a pod that no container holds (sandboxer = \"shim\")",
         ),
         (
             is_nodes(namespaces.ipc),
@@ -172,12 +168,6 @@ mod tests {
         let mut config = PodSandboxConfig::new();
         config.hostname = "pod".into();
         config.dns_config.mut_or_insert_default().servers = vec!["10.0.0.1".into()];
-        let context = config
-            .linux
-            .mut_or_insert_default()
-            .security_context
-            .mut_or_insert_default();
-        context.namespace_options.mut_or_insert_default().pid = NamespaceMode::CONTAINER.into();
         change(&mut config);
         let mut any = Any::new();
         any.type_url = "runtime.v1.PodSandboxConfig".into();
@@ -263,10 +253,6 @@ mod tests {
             (
                 namespaces(|it, mode| it.pid = mode.into()),
                 "host's processes",
-            ),
-            (
-                namespaces(|it, _| it.pid = NamespaceMode::POD.into()),
-                "containers share",
             ),
             (namespaces(|it, mode| it.ipc = mode.into()), "host's IPC"),
             (

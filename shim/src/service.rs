@@ -310,6 +310,8 @@ impl TaskService {
 /// Waits for the ends of all processes that were added to a container and started.
 async fn others_end(container: &Container) {
     for process in container.added() {
+        // One that ends its container may be there before its start is told.
+        drop(process.starting.lock().await);
         if process.pid() != 0 {
             process.end().await;
         }

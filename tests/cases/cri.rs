@@ -94,14 +94,17 @@ fn a_pod_that_shares_its_pids_does_and_one_on_the_hosts_network_is_refused() {
     let containerd = Containerd::start_own("k8s.io");
     let cri = containerd.cri();
     let pod = Pod::run(&cri, &json!({ "pid": "POD" }));
-    let first = pod.start("first", "exec sleep 7777", |_| {});
+    let first = pod.start("first", "sleep 8888 & exec sleep 7777", |_| {});
     let second = pod.start("second", "sleep 100000", |_| {});
-    assert!(cri.exec_ok(&second, "ps").contains("sleep 7777"));
+    let sees = |process: &str| cri.exec_ok(&second, "ps").contains(process);
+    assert!(eventually(|| sees("sleep 7777\n") && sees("sleep 8888\n")));
     cri.exec_ok(
         &second,
         "kill -KILL $(ps | awk '/[s]leep 7777/ { print $1 }')",
     );
     assert_eq!(pod.await_exit(&first)["exitCode"], 137);
+    assert!(eventually(|| !sees("sleep 8888\n")));
+    assert!(sees("sleep 100000\n"));
     pod.remove();
 
     let logs = TempDir::new().unwrap();

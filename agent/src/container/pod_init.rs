@@ -8,8 +8,10 @@
 //!
 //! [`start`] is the agent's side, [`main`] the init's. What the init says before it closes its output is why it failed.
 
+use std::ffi::{CStr, OsStr};
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -30,8 +32,8 @@ use crate::sys;
 /// The first argument that makes this program a pod's init.
 pub const ARGUMENT: &str = "pod-init";
 
-/// What it calls itself before its argument.
-const NAME: &str = "hull-agent";
+/// What it is called in lists of processes, before its argument.
+const NAME: &CStr = c"hull-agent";
 
 /// Its user and group, as those of the image that Kubernetes holds pods with.
 const USER: u32 = 65535;
@@ -77,7 +79,7 @@ fn spawn(program: &Path) -> io::Result<Child> {
     let in_namespace = || {
         unshare(CloneFlags::CLONE_NEWPID)?;
         Command::new(program)
-            .arg0(NAME)
+            .arg0(OsStr::from_bytes(NAME.to_bytes()))
             .arg(ARGUMENT)
             .env_clear()
             .current_dir("/")
@@ -127,7 +129,7 @@ fn set_up() -> anyhow::Result<SigSet> {
         .into_iter()
         .collect();
     signals.thread_block().context("block signals")?;
-    prctl::set_name(c"pod-init").context("set its name")?;
+    prctl::set_name(NAME).context("set its name")?;
     empty_root().context("make its root empty")?;
     let (user, group) = (Uid::from_raw(USER), Gid::from_raw(USER));
     setgroups(&[]).context("leave its groups")?;

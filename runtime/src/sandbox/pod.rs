@@ -1,6 +1,7 @@
 //! A sandbox that is made for a pod, before any container of it: where an engine has no container that only holds the
 //! pod's namespaces (containerd's Sandbox API). The guest's own namespaces are the pod's then, but for that of processes,
-//! which is the agent's; the VMM is the process that stands for the pod on the host, and the VM lives until it is stopped.
+//! for which the agent starts an init; the VMM is the process that stands for the pod on the host, and the VM lives until
+//! it is stopped.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::DirBuilderExt;
@@ -157,7 +158,7 @@ impl Sandbox {
     /// What `/proc/<pid>/ns/<name>` is in the guest, if `pid` stands for the pod.
     pub fn pod_namespace(&self, pid: i32, name: &str) -> Option<PathBuf> {
         let is_pods = self.pod().is_some() && self.record.vmm.is_some_and(|vmm| vmm.pid == pid);
-        let is_shared = matches!(name, "ipc" | "uts");
+        let is_shared = matches!(name, "ipc" | "pid" | "uts");
         (is_pods && is_shared).then(|| Path::new("/proc/1/ns").join(name))
     }
 

@@ -5,7 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{run, run_ok};
@@ -137,6 +137,17 @@ runtime_type = "io.containerd.runc.v2"
 
     pub(super) fn address(&self) -> PathBuf {
         self.directory.path().join("socket")
+    }
+
+    /// Where the shim of a pod serves, as it has told containerd.
+    pub(super) fn shim_address(&self, pod: &str) -> String {
+        let state = self.directory.path().join("state");
+        let name = format!("*/{pod}/bootstrap.json");
+        // Which of its plugins keeps it depends on its version.
+        let path = run_ok("find", &[state.to_str().expect("UTF-8"), "-path", &name]);
+        let told = fs::read(path.trim()).expect("what it has told");
+        let told: Value = serde_json::from_slice(&told).expect("JSON");
+        told["address"].as_str().expect("an address").to_owned()
     }
 
     /// What it has said, for a case that fails.

@@ -10,6 +10,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use containerd_shim_protos::Client;
+use containerd_shim_protos::sandbox_sync::SandboxClient;
 pub use cri::Cri;
 use instance::{Instance, Sandboxer};
 pub use streaming::Streams;
@@ -172,6 +174,17 @@ impl Containerd {
     #[must_use]
     pub fn cri(&self) -> Cri {
         Cri::new(self.instance.as_ref().expect("the case's own").address())
+    }
+
+    /// The Sandbox API of the shim that holds a pod.
+    ///
+    /// # Panics
+    /// No shim of this containerd does, or it is the machine's own.
+    #[must_use]
+    pub fn sandbox_api(&self, pod: &str) -> SandboxClient {
+        let instance = self.instance.as_ref().expect("the case's own");
+        let address = instance.shim_address(pod);
+        SandboxClient::new(Client::connect(&address).expect("the shim"))
     }
 
     /// A command of `ctr`, to be finished by the case.
