@@ -116,7 +116,7 @@ pub struct GuestContainer {
 pub enum GuestNamespace {
     /// A new one.
     New,
-    /// That of another container of the sandbox, by its path in the guest.
+    /// That of another container of the sandbox, or of the pod, by its path in the guest.
     Of(PathBuf),
 }
 
