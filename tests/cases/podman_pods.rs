@@ -1,10 +1,8 @@
 //! Podman's pods, whose containers share a VM, and `podman kube play`.
 
 use std::path::Path;
-use std::process::Command;
 
-use hull_tests::command::finish;
-use hull_tests::{Engine, LeakCheck, run_ok};
+use hull_tests::{Engine, LeakCheck, Systemd, run_ok};
 use serde_json::json;
 
 const BOOT: &str = "cat /proc/sys/kernel/random/boot_id";
@@ -40,7 +38,7 @@ fn the_containers_of_a_pod_share_what_podman_has_them_share() {
 fn pod(name: &str, volume: &Path) -> String {
     let container = |name: &str, script: &str| {
         json!({
-            "name": name, "image": "docker.io/library/busybox:latest", "imagePullPolicy": "Never",
+            "name": name, "image": "busybox", "imagePullPolicy": "Never",
             "command": ["sh", "-c", script],
             "volumeMounts": [{ "name": "data", "mountPath": "/data" }, { "name": "scratch", "mountPath": "/scratch" }],
         })
@@ -62,10 +60,11 @@ fn pod(name: &str, volume: &Path) -> String {
     .to_string()
 }
 
+/// As Podman is where systemd is: that makes the cgroups.
 #[test]
 fn a_pod_of_kubernetes_is_played() {
     let leaks = LeakCheck::new();
-    let podman = Engine::podman();
+    let systemd = Systemd::start();
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
     // Podman's own image to hold a pod is built with a program that Debian recommends only.
@@ -75,21 +74,20 @@ fn a_pod_of_kubernetes_is_played() {
     );
     run_ok("sh", &["-c", &import]);
     let settings = std::fs::read_to_string("/etc/containers/containers.conf").unwrap();
-    let settings = settings.replace("[engine]", &format!("[engine]\ninfra_image = \"{image}\""));
+    let settings = settings
+        .replace("[engine]", &format!("[engine]\ninfra_image = \"{image}\""))
+        .replace("\"cgroupfs\"", "\"systemd\"")
+        .replace("\"crun\"", "\"hull\"");
     std::fs::write(path("containers.conf"), settings).unwrap();
+    let settings = format!("CONTAINERS_CONF={}", path("containers.conf").display());
+    let within = [systemd.enter(), vec!["env".into(), settings]].concat();
+    let podman = Engine::podman().within(within);
     let name = format!("case-kube-{}", std::process::id());
     std::fs::create_dir(path("volume")).unwrap();
-    std::fs::write(path("pod.yaml"), pod(&name, &path("volume"))).unwrap();
-    let play = |options: &[&str]| {
-        let mut command = Command::new("podman");
-        command
-            .args(["--runtime", "hull", "kube", "play"])
-            .args(options)
-            .arg(path("pod.yaml"))
-            .env("CONTAINERS_CONF", path("containers.conf"));
-        finish(&mut command, Vec::new()).expect(0)
-    };
-    let _ = play(&[]);
+    let description = path("pod.yaml");
+    std::fs::write(&description, pod(&name, &path("volume"))).unwrap();
+    let description = description.to_str().unwrap();
+    podman.ok(&["kube", "play", description]);
     let (server, client) = (format!("{name}-server"), format!("{name}-client"));
     assert_eq!(podman.eventually(&client, "cat /scratch/page"), "served\n");
     let boot = |container: &str| podman.exec(container, BOOT).expect(0).text();
@@ -97,7 +95,11 @@ fn a_pod_of_kubernetes_is_played() {
     assert_ne!(boot(&server), run_ok("sh", &["-c", BOOT]));
     let page = path("volume").join("index.html");
     assert_eq!(std::fs::read_to_string(page).unwrap(), "served\n");
-    let _ = play(&["--down"]);
+    let vmm = run_ok("sh", &["-c", "cat /proc/$(pgrep -x hull-vmm)/cgroup"]);
+    assert!(vmm.contains("/machine-libpod_pod_"), "{vmm}");
+    podman.ok(&["kube", "play", "--down", description]);
     podman.ok(&["rmi", &image]);
-    leaks.nothing_left(podman.root());
+    let root = podman.root().to_owned();
+    drop((podman, systemd));
+    leaks.nothing_left(&root);
 }

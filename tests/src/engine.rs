@@ -14,6 +14,8 @@ use crate::unique;
 /// The command line of an engine. When it goes, the pods, containers and networks go that were made by it.
 #[derive(Debug)]
 pub struct Engine {
+    /// The words before the program, if it is run by another.
+    within: Vec<String>,
     program: &'static str,
     /// Before the command: how the engine is told to use hull, if not by an option of the command.
     global: &'static [&'static str],
@@ -39,6 +41,7 @@ impl Engine {
     #[must_use]
     pub fn docker() -> Self {
         Self {
+            within: Vec::new(),
             program: "docker",
             global: &[],
             run: &["--runtime", "hull"],
@@ -74,6 +77,7 @@ impl Engine {
     #[must_use]
     pub fn docker_by_shim() -> Self {
         Self {
+            within: Vec::new(),
             program: "docker",
             global: &[],
             run: &["--runtime", "io.containerd.hull.v2"],
@@ -87,6 +91,7 @@ impl Engine {
     #[must_use]
     pub fn podman() -> Self {
         Self {
+            within: Vec::new(),
             program: "podman",
             global: &["--runtime", "hull"],
             run: &[],
@@ -94,6 +99,13 @@ impl Engine {
             root: "/run/hull",
             names: RefCell::default(),
         }
+    }
+
+    /// The same with further words before the command's.
+    #[must_use]
+    pub fn within(mut self, words: Vec<String>) -> Self {
+        self.within = words;
+        self
     }
 
     /// hull's state directory.
@@ -106,7 +118,12 @@ impl Engine {
     #[track_caller]
     #[must_use]
     pub fn command(&self, words: &[&str]) -> Finished {
-        run(self.program, words)
+        let before = self.within.iter().map(String::as_str);
+        let words: Vec<_> = before
+            .chain([self.program])
+            .chain(words.iter().copied())
+            .collect();
+        run(words[0], &words[1..])
     }
 
     /// Runs a command of the engine that must succeed, and gives its standard output.
@@ -187,7 +204,11 @@ impl Engine {
         ];
         let create = ["pod", "create", "--name", &name];
         self.names.borrow_mut().push(Made::Pod(name.clone()));
-        self.ok(&[self.global, &create, &infra, options].concat());
+        // Podman of Debian 12 lets nothing below a pod's cgroup open any device, unless systemd makes that: under runc and
+        // crun no container starts there.
+        let old = self.ok(&["--version"]).contains(" 4.3.");
+        let parent: &[&str] = if old { &["--share-parent=false"] } else { &[] };
+        self.ok(&[self.global, &create, &infra, parent, options].concat());
         name
     }
 

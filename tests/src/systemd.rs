@@ -17,7 +17,7 @@ const BOOT: &str = r#"
 mkdir "$CGROUP"
 echo 0 > "$CGROUP/cgroup.procs"
 exec unshare --cgroup sh -c '
-    mount -t cgroup2 cgroup2 /sys/fs/cgroup && mount -t tmpfs -o mode=755 tmpfs /run &&
+    umount /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && mount -t tmpfs -o mode=755 tmpfs /run &&
     exec /usr/lib/systemd/systemd --system --unit=case.target --log-target=null --show-status=no'
 "#;
 
