@@ -136,7 +136,8 @@ fn what_hooks_mount_for_the_containers_pid_is_in_the_container_and_not_on_the_ho
         config["hooks"] = json!({
             "prestart": hook(mount("on-host")),
             "createRuntime": hook(format!("{join} sh -c '{}'", mount("joined"))),
-            "createContainer": hook(mount("own")),
+            // Where the root file system is.
+            "createContainer": hook("mount -t tmpfs none own && echo own > own/word".into()),
         });
         bundle.write(&config);
         let output = runtime.create(&bundle, "mounts");

@@ -296,7 +296,12 @@ fn run_hooks(
     proxy: (&ProcessIdentity, &Netns),
 ) -> Result<(), Error> {
     let hooks = bundle.hooks();
-    hooks::run(kind, kind.of(&hooks), state, &bundle.directory, Some(proxy))?;
+    // As with runc.
+    let directory = match kind {
+        HookKind::CreateContainer => &bundle.rootfs,
+        _ => &bundle.directory,
+    };
+    hooks::run(kind, kind.of(&hooks), state, directory, Some(proxy))?;
     Ok(())
 }
 

@@ -25,7 +25,7 @@ pub(super) fn run(
     index: usize,
     hook: &Hook,
     state: &str,
-    bundle: &Path,
+    directory: &Path,
 ) -> Result<(), HookError> {
     let kind = kind.name();
     let fail = |source| HookError::Run {
@@ -34,7 +34,7 @@ pub(super) fn run(
         path: hook.path().clone(),
         source,
     };
-    let mut child = command(hook, bundle).spawn().map_err(fail)?;
+    let mut child = command(hook, directory).spawn().map_err(fail)?;
     let input = child
         .stdin
         .take()
@@ -70,7 +70,7 @@ pub(super) fn run(
 
 /// The program, with exactly its arguments; without an environment of its own it has that of the `hull` command, as
 /// with runc.
-fn command(hook: &Hook, bundle: &Path) -> Command {
+fn command(hook: &Hook, directory: &Path) -> Command {
     let mut command = Command::new(hook.path());
     if let Some((name, arguments)) = hook.args().as_deref().and_then(<[_]>::split_first) {
         command.arg0(name).args(arguments);
@@ -80,7 +80,7 @@ fn command(hook: &Hook, bundle: &Path) -> Command {
         command.envs(env.iter().filter_map(|entry| entry.split_once('=')));
     }
     command
-        .current_dir(bundle)
+        .current_dir(directory)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -154,8 +154,8 @@ pub enum HookError {
     },
 }
 
-/// Runs `hooks`, which are of one kind, one after the other, each with `state` on its standard input and `bundle` as its
-/// working directory; the first that fails is the last that runs. `proxy` is the container's, with its network namespace.
+/// Runs `hooks`, which are of one kind, one after the other, each with `state` on its standard input and `directory` as
+/// its working directory; the first that fails is the last that runs. `proxy` is the container's, with its network namespace.
 ///
 /// # Errors
 /// A hook failed.
@@ -163,7 +163,7 @@ pub fn run(
     kind: HookKind,
     hooks: &[Hook],
     state: &str,
-    bundle: &Path,
+    directory: &Path,
     proxy: Option<(&ProcessIdentity, &Netns)>,
 ) -> Result<(), HookError> {
     if hooks.is_empty() {
@@ -172,7 +172,7 @@ pub fn run(
     let run_all = || {
         for (index, hook) in hooks.iter().enumerate() {
             tracing::debug!(kind = kind.name(), index, path = %hook.path().display(), "hook");
-            command::run(kind, index, hook, state, bundle)?;
+            command::run(kind, index, hook, state, directory)?;
         }
         Ok(())
     };
