@@ -1,5 +1,5 @@
-//! Errata of QEMU's emulated SVM that kill guests of the test bed and the machine itself, and their repair in the copy of QEMU
-//! that runs it (`target/i386/tcg/system/svm_helper.c`, the same up to QEMU 10.0).
+//! Errata of QEMU's emulated SVM that kill guests of the test bed and the machine itself, and the turns that its CPUs
+//! take; and their repair in the copy of QEMU that runs it (`target/i386/tcg/system/svm_helper.c`, the same up to QEMU 10.0).
 //!
 //! `VMRUN` with an external interrupt in EVENTINJ (AMD64 APM volume 2, 15.20) delivers the interrupt at once, but leaves
 //! its vector behind in QEMU's variable for a pending exception (`cs->exception_index = vector`). When somebody then asks the
@@ -13,9 +13,13 @@
 //!
 //! The first is repaired by leaving out the store, which nothing else on this way reads; the second by locked
 //! instructions on both sides.
+//!
+//! With one thread for all CPUs (`accel/tcg/tcg-accel-ops-rr.c`) a CPU that has work keeps the thread for 100 ms when another
+//! has work too. What waits for the other (a queue that it empties, an answer) waits as long, and the queue overflows: the
+//! turns are made 1 ms.
 
 /// Distinguishes copies with different repairs in the cache.
-pub(super) const NAME: &str = "svm-2";
+pub(super) const NAME: &str = "svm-2-turns";
 
 /// A place in QEMU's code and what is there instead: bytes in hexadecimal; in a place `..` is any byte, and in its repair `=N`
 /// is what was byte N of the place.
@@ -24,7 +28,7 @@ struct Repair {
     repaired: &'static str,
 }
 
-const REPAIRS: [Repair; 4] = [
+const REPAIRS: [Repair; 6] = [
     // helper_vmrun:
     // mov  %esi,…(%rbx)                     cs->exception_index = vector
     // movl $0,…(%rbx)                       env->exception_is_int = 0
@@ -57,6 +61,22 @@ const REPAIRS: [Repair; 4] = [
         place: "84 c0 74 .. 09 ab .. .. .. .. 48 89 df e8 .. .. .. .. 84 c0 75 .. 48 83 c4 08 48 89 df 5b 5d e9",
         // …; lock or %ebp,…(%rbx); push %rbx; pop %rdi
         repaired: "=0 =1 =2 =3 f0 09 ab =6 =7 =8 =9 53 5f",
+    },
+    // rr_kick_thread:
+    // sub $8,%rsp; mov $1,%edi; call …      now = qemu_clock_get_ns(QEMU_CLOCK_VIRTUAL)
+    // mov …(%rip),%rdi; lea 100000000(%rax),%rsi; call …
+    //                                       timer_mod(rr_kick_vcpu_timer, now + TCG_KICK_PERIOD)
+    // add $8,%rsp; jmp …                    rr_kick_next_cpu()
+    Repair {
+        place: "48 83 ec 08 bf 01 00 00 00 e8 .. .. .. .. 48 8b 3d .. .. .. .. 48 8d b0 00 e1 f5 05 \
+                e8 .. .. .. .. 48 83 c4 08 eb",
+        // …; lea 1000000(%rax),%rsi
+        repaired: "=0 =1 =2 =3 =4 =5 =6 =7 =8 =9 =10 =11 =12 =13 =14 =15 =16 =17 =18 =19 =20 48 8d b0 40 42 0f 00",
+    },
+    // rr_start_kick_timer: the same, with add $0x18,%rsp before the lea, and jmp … for the call of timer_mod
+    Repair {
+        place: "bf 01 00 00 00 e8 .. .. .. .. 48 8b 3d .. .. .. .. 48 83 c4 18 48 8d b0 00 e1 f5 05 e9",
+        repaired: "=0 =1 =2 =3 =4 =5 =6 =7 =8 =9 =10 =11 =12 =13 =14 =15 =16 =17 =18 =19 =20 48 8d b0 40 42 0f 00",
     },
 ];
 
@@ -131,7 +151,8 @@ mod tests {
         let mut program = before.clone();
         assert!(repair(&mut program));
         assert_eq!(program.len(), before.len());
-        let replaced: Vec<(usize, usize)> = vec![(3, 6), (63, 10), (77, 10), (111, 9)];
+        let replaced: Vec<(usize, usize)> =
+            vec![(3, 6), (63, 10), (77, 10), (111, 9), (166, 4), (207, 4)];
         for (at, (old, new)) in before.iter().zip(&program).enumerate() {
             let is_replaced = replaced
                 .iter()
