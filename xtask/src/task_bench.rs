@@ -20,8 +20,8 @@ pub(crate) struct Arguments {
 enum Subject {
     /// From the VMM's start to the guest's end, against QEMU's microvm. Argument: the number of pairs.
     Boot,
-    /// Between a container and its host: hull, runc, and QEMU with vhost-net. Arguments: seconds for each figure, and
-    /// which contenders.
+    /// Between a container and its host: hull, runc, and QEMU with vhost-net. Arguments: seconds for each figure, rounds,
+    /// and which contenders.
     Network,
 }
 
