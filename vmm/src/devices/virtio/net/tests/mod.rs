@@ -6,7 +6,6 @@ mod nic;
 mod pairs;
 mod tap;
 mod tap_interface;
-mod throughput;
 mod vhost;
 
 use std::collections::VecDeque;
