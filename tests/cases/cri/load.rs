@@ -15,13 +15,13 @@ use crate::load::{in_parallel, load};
 const CONTAINERS: [&str; 3] = ["server", "second", "third"];
 
 /// The full load is 30 pods and 500 execs, for a machine of 24 GiB; the test bed has 6 GiB and two emulated CPUs, where
-/// 3 pods take a minute.
+/// 4 pods and 40 execs take a minute.
 #[test]
 fn pods_answer_at_their_addresses_through_a_restart_of_containerd_and_leave_nothing() {
     let leaks = LeakCheck::new();
     let containerd = Containerd::start_own("k8s.io");
     let cri = containerd.cri();
-    let (pods, execs) = (load(3, 30), load(18, 500));
+    let (pods, execs) = (load(4, 30), load(40, 500));
     let start = Instant::now();
     let made: Vec<(Pod, Vec<String>)> = (0..pods)
         .map(|number| {
@@ -76,6 +76,7 @@ fn pods_answer_at_their_addresses_through_a_restart_of_containerd_and_leave_noth
     for (pod, _) in &made {
         pod.remove();
     }
+    println!("all gone: {:?}", start.elapsed());
     drop(made);
     drop((cri, containerd));
     leaks.nothing_left(ROOT.as_ref());
