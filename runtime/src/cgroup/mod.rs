@@ -21,7 +21,7 @@ use libcgroups::common::{
     CreateCgroupSetupError, DEFAULT_CGROUP_ROOT, create_cgroup_manager, get_cgroup_setup,
 };
 use nix_of_libcgroups::unistd::Pid;
-use oci_spec::runtime::{LinuxMemory, LinuxResources};
+use oci_spec::runtime::{LinuxBlockIo, LinuxMemory, LinuxResources};
 use serde::{Deserialize, Serialize};
 
 use self::systemd::Scope;
@@ -152,7 +152,7 @@ impl Cgroup {
         let mut resources = LinuxResources::default();
         resources
             .set_cpu(limits.cpu().clone())
-            .set_block_io(limits.block_io().clone())
+            .set_block_io(self.without_absent(limits.block_io().clone())?)
             .set_memory(
                 limits
                     .memory()
@@ -215,12 +215,34 @@ impl Cgroup {
 
     /// Whether it is frozen, where the host's cgroups are of version 2.
     fn is_frozen(&self) -> Result<bool, CgroupError> {
+        let state = std::fs::read_to_string(self.file("cgroup.freeze")?);
+        Ok(state.is_ok_and(|state| state.trim_end() == "1"))
+    }
+
+    /// `block_io` without weights of single disks where the host's scheduler of I/O knows none, as runc has it.
+    fn without_absent(
+        &self,
+        mut block_io: Option<LinuxBlockIo>,
+    ) -> Result<Option<LinuxBlockIo>, CgroupError> {
+        let named = |block_io: &LinuxBlockIo| {
+            let devices = block_io.weight_device().as_ref();
+            devices.is_some_and(|devices| !devices.is_empty())
+        };
+        if let Some(block_io) = block_io.as_mut().filter(|block_io| named(block_io))
+            && matches!(get_cgroup_setup(), Ok(CgroupSetup::Unified))
+            && !self.file("io.bfq.weight")?.exists()
+        {
+            tracing::warn!("weights of single disks do not hold: the host does not use BFQ");
+            block_io.set_weight_device(None);
+        }
+        Ok(block_io)
+    }
+
+    /// A file of it, where the host's cgroups are of version 2.
+    fn file(&self, name: &str) -> Result<PathBuf, CgroupError> {
         let path = self.path_in_tree()?;
         let below_mount = path.strip_prefix("/").unwrap_or(&path);
-        let file = Path::new(DEFAULT_CGROUP_ROOT)
-            .join(below_mount)
-            .join("cgroup.freeze");
-        Ok(std::fs::read_to_string(file).is_ok_and(|state| state.trim_end() == "1"))
+        Ok(Path::new(DEFAULT_CGROUP_ROOT).join(below_mount).join(name))
     }
 
     /// What `act` does with its scope, if systemd makes it.
