@@ -95,7 +95,8 @@ fn a_pod_of_kubernetes_is_played() {
     assert_ne!(boot(&server), run_ok("sh", &["-c", BOOT]));
     let page = path("volume").join("index.html");
     assert_eq!(std::fs::read_to_string(page).unwrap(), "served\n");
-    let vmm = run_ok("sh", &["-c", "cat /proc/$(pgrep -x hull-vmm)/cgroup"]);
+    // Of its processes only one is a VMM.
+    let vmm = systemd.run_ok(&["sh", "-c", "cat /proc/$(pgrep -x hull-vmm)/cgroup"]);
     assert!(vmm.contains("/machine-libpod_pod_"), "{vmm}");
     podman.ok(&["kube", "play", "--down", description]);
     podman.ok(&["rmi", &image]);

@@ -89,15 +89,18 @@ impl Systemd {
     /// # Panics
     /// It does not.
     pub fn reload(&self) {
-        let words = self.enter();
-        let words: Vec<_> = words.iter().map(String::as_str).collect();
-        let [program, arguments @ ..] = &words[..] else {
-            return;
-        };
-        run_ok(
-            program,
-            &[arguments, &["systemctl", "daemon-reload"]].concat(),
-        );
+        self.run_ok(&["systemctl", "daemon-reload"]);
+    }
+
+    /// Runs a command that must succeed where it is the first process, and gives its standard output.
+    ///
+    /// # Panics
+    /// It does not.
+    #[track_caller]
+    pub fn run_ok(&self, command: &[&str]) -> String {
+        let before = self.enter();
+        let before: Vec<_> = before.iter().map(String::as_str).collect();
+        run_ok(before[0], &[&before[1..], command].concat())
     }
 }
 
