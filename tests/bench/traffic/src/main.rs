@@ -241,13 +241,16 @@ struct Sent {
 }
 
 /// The throughput, as RFC 2544 §26.1 means it: the highest rate, in eighths of what can be sent (`full`), of which all but a
-/// thousandth arrive. A receiver that is sent more has less, for it drops what has cost it the most.
+/// thousandth arrive; 0 if an eighth is too much. A receiver that is sent more has less, for it drops what has cost it the
+/// most.
 fn most_datagrams(server: SocketAddr, time: Duration, full: Sent) -> io::Result<f64> {
     let eighth = full.per_second / 8.0;
+    let mut eighths = 8_u8;
     let mut at_rate = full;
-    for eighths in (1..8).rev() {
-        if at_rate.lost <= u64::from(at_rate.sent / 1000) {
-            break;
+    while at_rate.lost > u64::from(at_rate.sent / 1000) {
+        eighths -= 1;
+        if eighths == 0 {
+            return Ok(0.0);
         }
         at_rate = send_datagrams(server, time, Some(eighth * f64::from(eighths)))?;
     }
