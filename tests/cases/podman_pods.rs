@@ -96,7 +96,7 @@ fn a_pod_of_kubernetes_is_played() {
     let page = path("volume").join("index.html");
     assert_eq!(std::fs::read_to_string(page).unwrap(), "served\n");
     // Of its processes only one is a VMM.
-    let vmm = systemd.run_ok(&["sh", "-c", "cat /proc/$(pgrep -x hull-vmm)/cgroup"]);
+    let vmm = systemd.run_ok("sh", &["-c", "cat /proc/$(pgrep -x hull-vmm)/cgroup"]);
     assert!(vmm.contains("/machine-libpod_pod_"), "{vmm}");
     podman.ok(&["kube", "play", "--down", description]);
     podman.ok(&["rmi", &image]);

@@ -55,6 +55,14 @@ impl Finished {
     }
 }
 
+/// `program`, run by what the words `within` are, if there are any.
+pub(crate) fn command_within(within: &[String], program: &str) -> Command {
+    let mut words = within.iter().map(String::as_str).chain([program]);
+    let mut command = Command::new(words.next().unwrap_or(program));
+    command.args(words);
+    command
+}
+
 /// Runs `program` with `arguments` and no input.
 ///
 /// # Panics

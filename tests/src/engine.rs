@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use serde_json::json;
 use tempfile::{NamedTempFile, TempDir};
 
-use crate::command::{Finished, eventually, run, undo, wait};
+use crate::command::{Finished, command_within, eventually, finish, undo, wait};
 use crate::unique;
 
 /// The command line of an engine. When it goes, the pods, containers and networks go that were made by it.
@@ -118,12 +118,8 @@ impl Engine {
     #[track_caller]
     #[must_use]
     pub fn command(&self, words: &[&str]) -> Finished {
-        let before = self.within.iter().map(String::as_str);
-        let words: Vec<_> = before
-            .chain([self.program])
-            .chain(words.iter().copied())
-            .collect();
-        run(words[0], &words[1..])
+        let mut command = command_within(&self.within, self.program);
+        finish(command.args(words), Vec::new())
     }
 
     /// Runs a command of the engine that must succeed, and gives its standard output.

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::command::{Finished, finish, undo};
+use crate::command::{Finished, command_within, finish, undo};
 use crate::{Bundle, Systemd};
 
 /// `hull --root <a directory of its own>`. When it goes, the containers that a failed case left go as well.
@@ -75,10 +75,8 @@ impl Hull {
     /// The command, to be finished by the case.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut words = self.within.iter().map(String::as_str).chain([self.program]);
-        let mut command = Command::new(words.next().unwrap_or(self.program));
+        let mut command = command_within(&self.within, self.program);
         command
-            .args(words)
             .arg("--root")
             .arg(self.root.path())
             .args(&self.global)

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
-use crate::command::{eventually, run_ok, wait};
+use crate::command::{command_within, eventually, finish, wait};
 
 /// Below the mount point of cgroups.
 const CGROUP: &str = "/sys/fs/cgroup/hull-case-systemd";
@@ -89,18 +89,17 @@ impl Systemd {
     /// # Panics
     /// It does not.
     pub fn reload(&self) {
-        self.run_ok(&["systemctl", "daemon-reload"]);
+        self.run_ok("systemctl", &["daemon-reload"]);
     }
 
-    /// Runs a command that must succeed where it is the first process, and gives its standard output.
+    /// Runs `program`, which must succeed, where it is the first process, and gives its standard output.
     ///
     /// # Panics
     /// It does not.
     #[track_caller]
-    pub fn run_ok(&self, command: &[&str]) -> String {
-        let before = self.enter();
-        let before: Vec<_> = before.iter().map(String::as_str).collect();
-        run_ok(before[0], &[&before[1..], command].concat())
+    pub fn run_ok(&self, program: &str, arguments: &[&str]) -> String {
+        let mut command = command_within(&self.enter(), program);
+        finish(command.args(arguments), Vec::new()).expect(0).text()
     }
 }
 
