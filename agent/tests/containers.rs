@@ -335,7 +335,7 @@ fn seccomp_has_its_effect_with_and_without_new_privileges_and_in_exec() -> TestR
             let wanted = format!("CapBnd:\t0000000000000001\nNoNewPrivs:\t{nnp}\nSeccomp:\t2\n");
 
             let first = guest.create("c", &config, false).await?;
-            guest.containers.start("c")?;
+            guest.containers.start("c").await?;
             let mut stdout = guest.open("stdout", "c", "").await?;
             let text = host::read_until(&mut stdout, "Seccomp:\t2\n").await?;
             assert!(text.contains("Operation not supported"), "{text}");
@@ -528,7 +528,7 @@ fn a_terminal_carries_both_ways_and_has_a_size() -> TestResult {
         config["process"]["terminal"] = json!(true);
         config["process"]["consoleSize"] = json!({ "height": 30, "width": 90 });
         let first = guest.create("c", &config, true).await?;
-        guest.containers.start("c")?;
+        guest.containers.start("c").await?;
         let mut terminal = guest.open("terminal", "c", "").await?;
         let text = host::read_until(&mut terminal, "30 90\r\n").await?;
         assert!(text.starts_with("/dev/"), "{text}");
@@ -591,7 +591,7 @@ fn closing_stdin_keeps_what_has_come() -> TestResult {
     on_a_guest(async |guest| {
         let config = guest.config(&["sh", "-c", "sleep 0.3; wc -c"]);
         let first = guest.create("c", &config, true).await?;
-        guest.containers.start("c")?;
+        guest.containers.start("c").await?;
         let mut stdin = guest.open("stdin", "c", "").await?;
         tokio::io::AsyncWriteExt::write_all(&mut stdin, &[7; 5000]).await?;
         first.io.close_stdin();

@@ -59,7 +59,7 @@ fn messages_are_carried_before_and_after_the_start() -> TestResult {
         sender.send_to(b"STATUS=waiting", &path)?;
         let mut stream = guest.open("notify", "c", "").await?;
         assert!(guest.open("notify", "c", "").await.is_err(), "it is taken");
-        guest.containers.start("c")?;
+        guest.containers.start("c").await?;
         sender.send_to(&[b'x'; 5000], &path)?;
         sender.send_to(b"READY=1", &path)?;
         guest.containers.get("c")?.signal("", 9, false)?;
@@ -80,7 +80,7 @@ fn what_nobody_reads_blocks_no_program() -> TestResult {
             .containers
             .create("c", config.as_bytes(), &notifying("s"))
             .await?;
-        guest.containers.start("c")?;
+        guest.containers.start("c").await?;
         let path = guest.notify_directory("c").join("s");
         let sent = tokio::task::spawn_blocking(move || {
             let sender = UnixDatagram::unbound()?;
@@ -132,7 +132,7 @@ fn containers_of_a_pod_share_its_init() -> TestResult {
         };
         let create = async |id: &str, script: &str| {
             let process = guest.create(id, &config(script), false).await?;
-            guest.containers.start(id)?;
+            guest.containers.start(id).await?;
             Ok::<_, host::TestError>(process)
         };
         let listed = |id: &str, command: &str| {
@@ -208,7 +208,7 @@ fn shared_memory_is_there_as_long_as_a_container_that_has_it() -> TestResult {
                 .containers
                 .create(id, json.as_bytes(), &options)
                 .await?;
-            guest.containers.start(id)?;
+            guest.containers.start(id).await?;
             let status = process.wait().await.status;
             assert_eq!(status, 0, "{id}");
             assert_eq!(std::fs::read_to_string(path.join("word"))?, "written\n");

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
+use hull_tests::command::eventually;
 use hull_tests::{Bundle, Hull, LeakCheck, run, run_ok};
 use serde_json::json;
 
@@ -88,6 +89,31 @@ fn volumes_of_directories_and_files_read_only_and_not() {
         "by the guest\n"
     );
     leaks.nothing_left(&hull.root());
+}
+
+/// Podman makes `/etc/hosts` before `create` and writes it between that and `start`; others write it later, when they
+/// connect a network. The guest's kernel remembers a file's size for a second, and the container looks all the time.
+#[test]
+fn what_was_written_to_a_mounted_file_before_a_start_or_exec_is_seen_by_it() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let hull = Hull::new();
+    let looks = "cat /etc/hosts; while :; do cat /etc/hosts >/dev/null; done";
+    let bundle = Bundle::shell(looks).with(|config| {
+        let mounts = config["mounts"].as_array_mut().unwrap();
+        mounts.push(json!({ "destination": "/etc/hosts", "type": "bind", "source": file.path(), "options": ["bind"] }));
+    });
+    let output = hull.create(&bundle, "hosts");
+    let mut text = "192.0.2.1 first\n".to_owned();
+    fs::write(file.path(), &text).unwrap();
+    let _ = hull.hull(&["start", "hosts"]).expect(0);
+    let written = || fs::read_to_string(&output).unwrap();
+    assert!(eventually(|| written() == text), "{}", written());
+    for round in 2..8 {
+        text += &format!("192.0.2.{round} next\n");
+        fs::write(file.path(), &text).unwrap();
+        let seen = hull.hull(&["exec", "hosts", "cat", "/etc/hosts"]).expect(0);
+        assert_eq!(seen.text(), text);
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ use oci_spec::runtime::Spec;
 use super::cgroup::Cgroup;
 use super::helper::{self, Request};
 use super::spec::{self, GuestSpec};
+use super::volumes::Volumes;
 use super::{
     Container, Containers, Error, NotifySocket, OutOfMemory, ProcessEntry, SharedMemory, check_id,
     copy_up, devices, lock,
@@ -97,6 +98,7 @@ impl Containers {
         cgroup.make()?;
         devices::apply(&guest_spec.devices, cgroup.path())?;
         make_working_directory(&guest_spec.spec);
+        let volumes = Volumes::of(&guest_spec.spec);
         let bundle = self.paths.bundles.join(id);
         let beside = bundle.clone();
         // Copying takes as long as there is to copy.
@@ -136,6 +138,7 @@ impl Containers {
             notify,
             out_of_memory: OutOfMemory::new(cgroup.clone()),
             shared_memory: options.shared_memory.clone(),
+            volumes,
             started: Mutex::new(false),
             processes: Mutex::new(HashMap::from([(String::new(), first)])),
             adding: tokio::sync::Mutex::default(),

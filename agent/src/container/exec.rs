@@ -42,6 +42,7 @@ impl Containers {
         let (process, payload) = spec::for_exec(process, container.seccomp.clone())?;
         let terminal = process.terminal().unwrap_or(false);
         container.reserve(exec_id)?;
+        container.volumes.refresh().await;
         let mut request = Request {
             container_id: id.to_owned(),
             state: self.paths.state.clone(),

@@ -19,6 +19,7 @@ mod signal;
 pub mod spec;
 mod start;
 mod update;
+mod volumes;
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -42,6 +43,7 @@ pub use shared_memory::SharedMemory;
 use crate::mounts::MountError;
 use crate::process::{Process, Reaper, Watched};
 use cgroup::Cgroup;
+use volumes::Volumes;
 
 /// Why something could not be done with a container.
 #[derive(Debug, thiserror::Error)]
@@ -194,6 +196,7 @@ pub struct Container {
     notify: Option<Arc<NotifySocket>>,
     pub(crate) out_of_memory: OutOfMemory,
     shared_memory: Vec<SharedMemory>,
+    volumes: Volumes,
     started: Mutex<bool>,
     processes: Mutex<HashMap<String, ProcessEntry>>,
     /// Held while a process is added: `libcontainer`'s files of one are not told from another's.

@@ -9,12 +9,13 @@ impl Containers {
     ///
     /// # Errors
     /// See [`Error`].
-    pub fn start(&self, id: &str) -> Result<(), Error> {
+    pub async fn start(&self, id: &str) -> Result<(), Error> {
         let container = self.get(id)?;
         let process = container.process("")?;
         if process.exit().is_some() {
             return Err(container.state("stopped"));
         }
+        container.volumes.refresh().await;
         let mut started = lock(&container.started);
         if *started {
             return Err(container.state("running"));

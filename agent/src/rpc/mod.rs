@@ -226,6 +226,7 @@ impl Agent for Service {
     ) -> ttrpc::Result<Empty> {
         self.containers
             .start(&request.container_id)
+            .await
             .map_err(status)?;
         Ok(Empty::new())
     }

@@ -205,7 +205,7 @@ impl Guest {
         arguments: &[&str],
     ) -> Result<Arc<Process>, TestError> {
         let process = self.create(id, &self.config(arguments), false).await?;
-        self.containers.start(id)?;
+        self.containers.start(id).await?;
         Ok(process)
     }
 
@@ -224,7 +224,7 @@ impl Guest {
         stdin: Option<&[u8]>,
     ) -> Result<Run, TestError> {
         let process = self.create("run", &config, stdin.is_some()).await?;
-        self.containers.start("run")?;
+        self.containers.start("run").await?;
         let run = self.follow("run", "", &process, stdin).await?;
         self.containers.remove("run").await?;
         self.assert_nothing_left("run");

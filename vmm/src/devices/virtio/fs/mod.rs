@@ -25,9 +25,10 @@
 //!
 //! # What the guest may remember
 //! For one second it may use names, attributes, and file contents without asking, so that changes by the host
-//! are seen within a second. Contents stay in its page cache beyond that as long as size and modification time stay the
-//! same (FUSE_AUTO_INVAL_DATA), so running the same program again reads nothing. Writes go through to the host at once:
-//! with a write-back cache the guest would no longer see the host's changes to a file's size.
+//! are seen within a second; sooner by who asks for them (statx(2), AT_STATX_FORCE_SYNC). Contents stay in its page cache
+//! beyond that as long as size and modification time stay the same (FUSE_AUTO_INVAL_DATA), so running the same program
+//! again reads nothing. Writes go through to the host at once: with a write-back cache the guest would no longer see the
+//! host's changes to a file's size.
 //!
 //! Each mount below the directory is a mount of its own in the guest (FUSE_SUBMOUNTS), so that no two files there have
 //! the same device and inode number. What it costs: in such a mount, Linux (6.12) asks for `security.capability` before
