@@ -306,11 +306,14 @@ impl Drop for Engine {
         // The last first: a container keeps its network.
         for made in self.names.take().into_iter().rev() {
             undo(|| {
-                let _ = match &made {
+                let removed = match &made {
                     Made::Container(name) => self.command(&[self.remove, &[name]].concat()),
                     Made::Network(name) => self.command(&["network", "rm", name]),
                     Made::Pod(name) => self.command(&[&["pod"], self.remove, &[name]].concat()),
                 };
+                let gone = ["No such", "no such", "not found"];
+                let is_gone = gone.iter().any(|words| removed.stderr.contains(words));
+                assert!(removed.code == 0 || is_gone, "{made:?} stays: {removed:?}");
             });
         }
     }

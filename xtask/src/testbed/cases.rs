@@ -23,6 +23,22 @@ use crate::workspace::{self, Executables};
 const RUN: &str =
     "cp \"/hull/out/$1\" /root/ && program=/root/$1 && shift && exec \"$program\" \"$@\"";
 
+/// Prints the processes of hull that are still there, once those have had time to end that are about to.
+const LEFT_RUNNING: &str = r#"
+for attempt in $(seq 60); do
+    left=
+    for process in /proc/[0-9]*; do
+        case $(readlink $process/exe) in
+            */hull | */hull-vmm | */containerd-shim-hull-v2)
+                left="$left $(ps -o pid=,etime=,args= -p ${process#/proc/});" ;;
+        esac
+    done
+    [ -n "$left" ] || exit 0
+    sleep 1
+done
+echo $left
+"#;
+
 /// Has the runtime's tests of the network fail where they would leave out a kind of link that the kernel has not.
 const ALL_LINKS: (&str, &str) = ("HULL_TEST_ALL_LINKS", "1");
 
@@ -236,7 +252,8 @@ fn list(binary: &Path, selection: &Selection<'_>) -> Result<Vec<String>> {
         .collect())
 }
 
-/// Runs tests in a machine, freshly restored, one binary after the other.
+/// Runs tests in a machine, freshly restored, one binary after the other. When all have passed, no process of hull may be
+/// left.
 fn in_machine(
     machine: Instance,
     image: Image,
@@ -266,6 +283,13 @@ fn in_machine(
             bail!("the machine is lost with the cases that ran in it: {end}");
         }
         outcomes.push(outcome);
+    }
+    if outcomes.iter().all(|(_, code)| *code == 0) {
+        let look = ["sh", "-c", LEFT_RUNNING].map(OsString::from);
+        let looked = machine.command(&look, &[], Terminal::No).output()?;
+        ensure!(looked.status.success(), "what is left cannot be seen");
+        let left = String::from_utf8_lossy(&looked.stdout);
+        ensure!(left.trim().is_empty(), "the cases left running: {left}");
     }
     let machine = machine.into_instance();
     if !selection.keep {
