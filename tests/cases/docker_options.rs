@@ -9,7 +9,7 @@ fn environment_user_names_and_files() {
     let docker = Engine::docker();
     let volume = tempfile::tempdir().unwrap();
     std::fs::write(volume.path().join("file"), "data\n").unwrap();
-    let bound = format!("{}:/bound", volume.path().display());
+    let bound = format!("{}:/small/bound", volume.path().display());
     let mounted = format!(
         "type=bind,src={},dst=/mounted,readonly",
         volume.path().display()
@@ -32,17 +32,18 @@ fn environment_user_names_and_files() {
         "--mount",
         &mounted,
         "--tmpfs",
-        "/small:size=1m",
+        "/small:ro,size=1m",
         "--shm-size",
         "16m",
     ];
-    let script = "echo $A; pwd; id -u; hostname; grep other /etc/hosts; grep 192.0.2.53 /etc/resolv.conf; \
-        cat /bound/file; df -k /small /dev/shm | awk 'NR > 1 { print $2 }'; touch /mounted/x 2>&1 || echo refused";
+    let script = "echo $A $HOME; pwd; id -u; hostname; grep other /etc/hosts; grep 192.0.2.53 /etc/resolv.conf; \
+        cat /small/bound/file; df -k /small /dev/shm | awk 'NR > 1 { print $2 }'; \
+        for place in mounted small; do touch /$place/x 2>&1 || echo refused; done";
     let finished = docker.run(&options, &["sh", "-c", script]).expect(0);
     assert_eq!(
         finished.text(),
-        "1\n/tmp\n1000\nnamed\n1.2.3.4\tother\nnameserver 192.0.2.53\ndata\n1024\n16384\n\
-         touch: /mounted/x: Read-only file system\nrefused\n"
+        "1 /\n/tmp\n1000\nnamed\n1.2.3.4\tother\nnameserver 192.0.2.53\ndata\n1024\n16384\n\
+         touch: /mounted/x: Read-only file system\nrefused\ntouch: /small/x: Read-only file system\nrefused\n"
     );
 }
 

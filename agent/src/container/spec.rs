@@ -71,8 +71,8 @@ pub struct Payload {
     pub user: u32,
     /// The stdio is a new terminal.
     pub terminal: bool,
-    /// `/dev` is to be read-only, once it has its devices: `libcontainer` leaves it writable.
-    pub readonly_dev: bool,
+    /// What is to be read-only once it has in it what belongs there: the devices, and other mounts.
+    pub readonly_mounts: Vec<PathBuf>,
 }
 
 impl Payload {
@@ -88,7 +88,7 @@ impl Payload {
 
     /// Whether the process keeps [`EXECUTORS`] beside its capabilities until the executor has done its part.
     pub fn needs_privileges(&self) -> bool {
-        self.loads_with_privileges() || self.gives_terminal() || self.readonly_dev
+        self.loads_with_privileges() || self.gives_terminal() || !self.readonly_mounts.is_empty()
     }
 }
 
@@ -176,8 +176,8 @@ pub fn for_guest(json: &[u8], id: &str, guest: &Guest) -> Result<GuestSpec, Spec
         .process()
         .clone()
         .ok_or(SpecError::Missing("process"))?;
-    let readonly_dev = has_readonly_dev(&spec);
-    let (process, payload) = for_process(process, seccomp, start_hooks, readonly_dev)?;
+    let readonly_mounts = take_readonly_mounts(&mut spec);
+    let (process, payload) = for_process(process, seccomp, start_hooks, readonly_mounts)?;
     let terminal = process.terminal().unwrap_or(false);
     spec.set_process(Some(process));
     Ok(GuestSpec {
@@ -198,14 +198,14 @@ pub fn for_exec(
     seccomp: Option<LinuxSeccomp>,
 ) -> Result<(Process, Payload), SpecError> {
     let process = serde_json::from_slice(json).map_err(SpecError::Parse)?;
-    for_process(process, seccomp, Vec::new(), false)
+    for_process(process, seccomp, Vec::new(), Vec::new())
 }
 
 fn for_process(
     mut process: Process,
     seccomp: Option<LinuxSeccomp>,
     start_hooks: Vec<Hook>,
-    readonly_dev: bool,
+    readonly_mounts: Vec<PathBuf>,
 ) -> Result<(Process, Payload), SpecError> {
     if process.args().as_ref().is_none_or(Vec::is_empty) {
         return Err(SpecError::Missing("process.args"));
@@ -231,7 +231,7 @@ fn for_process(
         window,
         user: process.user().uid(),
         terminal: process.terminal() == Some(true),
-        readonly_dev,
+        readonly_mounts,
     };
     let mut capabilities = payload.capabilities.clone();
     if payload.needs_privileges() {
@@ -280,13 +280,22 @@ fn refuse_notify(profile: &LinuxSeccomp) -> Result<(), SpecError> {
     Ok(())
 }
 
-/// Whether `/dev` is to be read-only.
-fn has_readonly_dev(spec: &Spec) -> bool {
-    let mut mounts = spec.mounts().iter().flatten();
-    mounts.any(|mount| {
-        let mut options = mount.options().iter().flatten();
-        mount.destination() == Path::new("/dev") && options.any(|option| option == "ro")
-    })
+/// Leaves `/dev` and every tmpfs writable while the rest of the mounts are made, and says which are to be read-only then.
+fn take_readonly_mounts(spec: &mut Spec) -> Vec<PathBuf> {
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    let mut readonly = Vec::new();
+    for mount in &mut mounts {
+        let is_later =
+            mount.typ().as_deref() == Some("tmpfs") || mount.destination() == Path::new("/dev");
+        let mut options = mount.options().clone().unwrap_or_default();
+        if is_later && options.iter().any(|option| option == "ro") {
+            options.retain(|option| option != "ro");
+            mount.set_options(Some(options));
+            readonly.push(mount.destination().clone());
+        }
+    }
+    spec.set_mounts(Some(mounts));
+    readonly
 }
 
 fn take_network_sysctls(linux: &mut Linux) -> Result<Vec<(String, String)>, SpecError> {

@@ -65,9 +65,6 @@ pub fn validate_process(process: &Process) -> Result<(), BundleError> {
     if args.is_empty() {
         return Err(field("process.args", "it must not be empty"));
     }
-    if args[0].is_empty() {
-        return Err(field("process.args", "the program's name is empty"));
-    }
     let env = process.env().as_deref().unwrap_or_default();
     if args.iter().chain(env).any(|text| text.contains('\0')) {
         return Err(field(

@@ -71,7 +71,7 @@ fn find(process: &Process, look: impl Fn(&Path) -> Found) -> Result<(), RootfsEr
         .find_map(|entry| entry.strip_prefix("PATH="))
         .unwrap_or(DEFAULT_PATH);
     let mut not_executable = false;
-    for directory in path.split(':') {
+    for directory in path.split(':').filter(|_| !program.is_empty()) {
         match look(&process.cwd().join(directory).join(&program)) {
             Found::Executable | Found::Unknown => return Ok(()),
             Found::NotExecutable => not_executable = true,
@@ -215,6 +215,8 @@ mod tests {
             missing.to_string(),
             "exec: \"nosuch\": executable file not found in $PATH"
         );
+        let nameless = check_in(&root, &[], &process(&[""], Some("/bin"), "/")).unwrap_err();
+        assert!(matches!(nameless, RootfsError::NotInPath { .. }));
         let missing = check_in(&root, &[], &process(&["/bin/nosuch"], None, "/")).unwrap_err();
         assert!(matches!(missing, RootfsError::NoProgram { .. }));
         for program in ["/etc/passwd", "/usr/bin/out", "/etc"] {

@@ -61,14 +61,14 @@ impl PayloadExecutor {
         if self.payload.gives_terminal() {
             fchown(io::stdin(), Some(self.payload.user.into()), None)?;
         }
-        let program = CString::new(program.as_os_str().as_bytes())?;
+        let path = CString::new(program.as_os_str().as_bytes())?;
         let arguments = arguments
             .iter()
             .map(|argument| CString::new(argument.as_bytes()))
             .collect::<Result<Vec<_>, _>>()?;
 
-        if self.payload.readonly_dev {
-            make_readonly("/dev")?;
+        for target in &self.payload.readonly_mounts {
+            make_readonly(target)?;
         }
         let loads_with_privileges = self.payload.loads_with_privileges();
         if loads_with_privileges {
@@ -82,9 +82,12 @@ impl PayloadExecutor {
         }
         self.run_hooks()?;
         sys::default_sigpipe()?;
-        match execve(&program, &arguments, &environment(process)?) {
+        match execve(&path, &arguments, &environment(process)?) {
             Ok(never) => Ok(never),
-            Err(errno) => Err(format!("exec {program:?}: {}", errno.desc().to_lowercase()).into()),
+            Err(errno) => {
+                let reason = errno.desc().to_lowercase();
+                Err(format!("exec {}: {reason}", program.display()).into())
+            }
         }
     }
 
@@ -119,7 +122,7 @@ impl Executor for PayloadExecutor {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         let Err(error) = self.execute(spec);
         // The agent has answered "started": the process's own stderr is where its caller looks.
-        let _ = writeln!(io::stderr(), "hull: {error}");
+        let _ = writeln!(io::stderr(), "{error}");
         std::process::exit(EXECUTION_FAILED);
     }
 
@@ -140,7 +143,7 @@ impl Executor for PayloadExecutor {
 }
 
 /// Makes a mount read-only, and leaves the rest of it as it is.
-fn make_readonly(target: &str) -> nix::Result<()> {
+fn make_readonly(target: &Path) -> nix::Result<()> {
     let given = statvfs(target)?.flags();
     let kept = [
         (FsFlags::ST_NOSUID, MsFlags::MS_NOSUID),
@@ -204,7 +207,7 @@ fn program(process: &Process) -> Result<PathBuf, Failure> {
 }
 
 /// This process's environment, in the order in which the specification gives it; `libcontainer` keeps it in a table. What
-/// that has added, such as `HOME`, comes last.
+/// that has added, such as `HOME`, comes last. `HOME` of a user that the container does not know is `/`, as under runc.
 fn environment(process: &Process) -> Result<Vec<CString>, NulError> {
     let given = process.env().as_deref().unwrap_or_default();
     let place = |name: &OsStr| {
@@ -217,6 +220,10 @@ fn environment(process: &Process) -> Result<Vec<CString>, NulError> {
             .unwrap_or(usize::MAX)
     };
     let mut variables: Vec<_> = env::vars_os().collect();
+    variables.retain(|(name, value)| name != "HOME" || !value.is_empty());
+    if !variables.iter().any(|(name, _)| name == "HOME") {
+        variables.push(("HOME".into(), "/".into()));
+    }
     variables.sort_by_cached_key(|(name, _)| place(name));
     variables
         .into_iter()
