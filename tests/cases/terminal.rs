@@ -150,16 +150,49 @@ fn a_console_socket_without_a_terminal_and_the_other_way_round_are_refused() {
         .expect_error(&["console"]);
 }
 
+/// The runtime with `words`, for a shell.
+fn line(runtime: &Hull, words: &[&str]) -> String {
+    let command = runtime.command(words);
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words: Vec<&str> = words.map(|word| word.to_str().unwrap()).collect();
+    words.join(" ")
+}
+
+#[test]
+fn a_foreground_command_finds_its_terminal_behind_other_streams() {
+    for runtime in ["runc", "hull"].map(Hull::of_program) {
+        // runc tells the size only when the program runs.
+        let bundle =
+            terminal_bundle("tty; until stty size; do sleep 0.1; done 2>/dev/null; exit 6");
+        let run = line(&runtime, &["run", "--bundle", bundle.arg(), "c"]);
+        let nowhere = hull_tests::run("setsid", &["--wait", "sh", "-c", &run]).expect(1);
+        assert!(nowhere.stderr.contains("open /dev/tty"), "{nowhere:?}");
+
+        let output = bundle.path().join("output");
+        let redirected = format!("</dev/null >{} 2>&1", output.display());
+        let at_terminal = format!("stty rows 33 cols 101; {run} {redirected}");
+        let _ = hull_tests::run("script", &["-qec", &at_terminal, "/dev/null"]).expect(6);
+        let text = std::fs::read_to_string(output).unwrap();
+        assert_eq!(text, "/dev/pts/0\n33 101\n");
+    }
+}
+
 #[test]
 fn exec_on_a_terminal() {
-    let hull = Hull::new();
-    let bundle = Bundle::new(&["sleep", "1000"]);
-    let _ = hull.create(&bundle, "exectty");
-    let _ = hull.hull(&["start", "exectty"]).expect(0);
-    let command = format!(
-        "hull --root {} exec --tty exectty sh -c 'tty; exit 3'",
-        hull.root().display()
-    );
-    let finished = hull_tests::run("script", &["-qec", &command, "/dev/null"]).expect(3);
-    assert!(finished.text().contains("/dev/pts/"), "{}", finished.text());
+    for runtime in ["runc", "hull"].map(Hull::of_program) {
+        let bundle = Bundle::new(&["sleep", "1000"]);
+        let _ = runtime.create(&bundle, "exectty");
+        let _ = runtime.hull(&["start", "exectty"]).expect(0);
+        let exec = line(&runtime, &["exec", "--tty", "exectty"]);
+        let exec = format!("{exec} sh -c 'tty; exit 3'");
+        for _ in 0..2 {
+            // The one before may still be about to go.
+            assert!(hull_tests::command::eventually(|| {
+                let finished = hull_tests::run("script", &["-qec", &exec, "/dev/null"]).expect(3);
+                finished.text().contains("/dev/pts/0")
+            }));
+        }
+        let nowhere = hull_tests::run("setsid", &["--wait", "sh", "-c", &exec]).expect(255);
+        assert!(nowhere.stderr.contains("open /dev/tty"), "{nowhere:?}");
+    }
 }

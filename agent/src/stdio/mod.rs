@@ -11,7 +11,7 @@ pub mod server;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use hull_agent_protocol::stdio::{FIRST_FILE, StreamKind};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -39,7 +39,7 @@ pub enum StreamError {
 /// Why a terminal's size cannot be set.
 #[derive(Debug, thiserror::Error)]
 pub enum ResizeError {
-    /// The process has pipes.
+    /// The process has pipes, or has ended.
     #[error("the process has no terminal")]
     NoTerminal,
     /// Sizes have 16 bits.
@@ -90,7 +90,8 @@ pub(crate) type Master = Arc<AsyncFd<OwnedFd>>;
 /// The agent's ends of a process's streams.
 pub struct ProcessIo {
     slots: Mutex<Slots>,
-    terminal: Option<Master>,
+    /// As long as its stream has it: the process is remembered for longer.
+    terminal: Weak<AsyncFd<OwnedFd>>,
     /// Set when the process's stdin shall end.
     stdin_closed: watch::Sender<bool>,
     /// Never set: those of other files end by themselves.
@@ -128,7 +129,7 @@ pub(crate) enum Endpoint {
 }
 
 impl ProcessIo {
-    fn new(slots: Slots, terminal: Option<Master>) -> Self {
+    fn new(slots: Slots, terminal: Weak<AsyncFd<OwnedFd>>) -> Self {
         Self {
             slots: Mutex::new(slots),
             terminal,
@@ -162,7 +163,7 @@ impl ProcessIo {
         let (read, errors) = pipe()?;
         slots.stderr = Slot::Waiting(sys::watched(nonblocking(read)?)?);
         let ends = [input, Stdio::from(output), Stdio::from(errors)];
-        Ok((Self::new(slots, None), ends))
+        Ok((Self::new(slots, Weak::new()), ends))
     }
 
     /// A terminal, by its master.
@@ -171,11 +172,12 @@ impl ProcessIo {
     /// When the master cannot be watched for events.
     pub fn terminal(master: OwnedFd) -> io::Result<Self> {
         let master = Arc::new(sys::watched(nonblocking(master)?)?);
+        let terminal = Arc::downgrade(&master);
         let slots = Slots {
-            terminal: Slot::Waiting(Arc::clone(&master)),
+            terminal: Slot::Waiting(master),
             ..Slots::default()
         };
-        Ok(Self::new(slots, Some(master)))
+        Ok(Self::new(slots, terminal))
     }
 
     /// The same with open files beside the stdio.
@@ -239,7 +241,7 @@ impl ProcessIo {
     /// # Errors
     /// See [`ResizeError`].
     pub fn resize(&self, rows: u32, columns: u32) -> Result<(), ResizeError> {
-        let terminal = self.terminal.as_ref().ok_or(ResizeError::NoTerminal)?;
+        let terminal = self.terminal.upgrade().ok_or(ResizeError::NoTerminal)?;
         let (Ok(short_rows), Ok(short_columns)) = (u16::try_from(rows), u16::try_from(columns))
         else {
             return Err(ResizeError::Size { rows, columns });

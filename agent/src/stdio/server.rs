@@ -82,6 +82,8 @@ where
         Endpoint::Terminal(master) => {
             carry::terminal(&mut from, to, &master, &process).await;
             linger(from).await;
+            // Without its master it would be hung up.
+            process.wait().await;
         }
         Endpoint::Socket(mut socket) => carry::both(&mut socket, from, to).await,
         Endpoint::Listener(address) => match address.connect().await {

@@ -21,6 +21,7 @@ use oci_spec::runtime::LinuxNamespaceType;
 
 use super::placement::{PinnedNamespace, Placement, is_pod_sandbox, resolve_namespace};
 use super::state::{State, Status};
+use super::streams::fit;
 use super::update::limits_of_others;
 use super::{Console, ContainerError, ContainerId, write_pid_file};
 use crate::Runtime;
@@ -31,7 +32,8 @@ use crate::error::{Error, chain};
 use crate::hooks::{self, HookKind};
 use crate::network::Netns;
 use crate::process_identity::ProcessIdentity;
-use crate::process_proxy::{Attach, InheritedFile, NewProxy, Setup, StandardStreams, Streams};
+use crate::process_proxy::foreground::HostTerminal;
+use crate::process_proxy::{Attach, InheritedFile, NewProxy, Setup, StandardStreams};
 use crate::rootfs::{self, GuestContainer};
 use crate::sandbox::disk::RootDisk;
 use crate::sandbox::{NewSandbox, PendingSandbox};
@@ -66,8 +68,8 @@ pub struct CreateOptions {
 pub struct Created {
     /// Its process proxy, a child of this process.
     pub proxy: Child,
-    /// Whether its terminal is this process's own.
-    pub has_own_terminal: bool,
+    /// The terminal of this process, if the container is to have that.
+    pub terminal: Option<HostTerminal>,
 }
 
 /// Makes a container.
@@ -79,6 +81,8 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
     let mut bundle = Bundle::load(&options.bundle)?;
     tell_of_sockets(&mut bundle, options.listening);
     let streams = options.console.streams(&bundle.process)?;
+    let terminal = HostTerminal::of(&streams)?;
+    fit(&mut bundle.process, terminal.as_ref());
     let root_disk = options.root_disk.as_ref();
     if root_disk.is_none() {
         rootfs::program::check(&bundle)?;
@@ -223,10 +227,7 @@ pub fn create(runtime: &Runtime, options: &CreateOptions) -> Result<Created, Err
     pending_cgroup.keep();
     poststop.disarm();
     reservation.keep();
-    Ok(Created {
-        proxy,
-        has_own_terminal: streams == Streams::Terminal,
-    })
+    Ok(Created { proxy, terminal })
 }
 
 /// From a VM that may still be booting to a container in its guest; gives the pid of its process there.

@@ -8,11 +8,12 @@ use std::time::Duration;
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process, User};
 
 use super::state::{Status, status};
+use super::streams::fit;
 use super::{Console, ContainerError, ContainerId, write_pid_file};
 use crate::Runtime;
 use crate::bundle::{BundleError, read_process, read_spec, validate_process};
 use crate::error::{Error, chain};
-use crate::process_proxy::foreground::{HeldSignals, RawTerminal};
+use crate::process_proxy::foreground::{HeldSignals, HostTerminal};
 use crate::process_proxy::{Attach, InheritedFile, NewProxy, Setup, StandardStreams, Streams};
 use crate::rootfs::translate_process;
 use crate::sandbox::{agent_of, ensure_monitor};
@@ -80,11 +81,11 @@ pub fn exec(runtime: &Runtime, options: &ExecOptions) -> Result<u8, Error> {
     if options.console.is_detached() {
         return exec_detached(runtime, options).map(|_| 0);
     }
-    let wanted = Wanted::check(runtime, options)?;
+    let mut wanted = Wanted::check(runtime, options)?;
     let signals = HeldSignals::hold()?;
-    let terminal = (wanted.streams == Streams::Terminal)
-        .then(RawTerminal::enter)
-        .transpose()?;
+    let terminal = HostTerminal::of(&wanted.streams)?;
+    fit(&mut wanted.process, terminal.as_ref());
+    let terminal = terminal.map(HostTerminal::make_raw).transpose()?;
     let mut executed = wanted.start(runtime, options)?;
     let code = signals.wait(&mut executed.proxy)?;
     drop(terminal);

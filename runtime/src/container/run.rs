@@ -6,7 +6,7 @@ use super::{ContainerId, CreateOptions, Created, create, delete, start};
 use crate::Runtime;
 use crate::error::{Error, ErrorKind, chain};
 use crate::notify::ReadyNotice;
-use crate::process_proxy::foreground::{HeldSignals, RawTerminal};
+use crate::process_proxy::foreground::{HeldSignals, HostTerminal};
 use crate::vmm_process;
 
 /// What `run` is told.
@@ -35,9 +35,9 @@ pub fn run(runtime: &Runtime, options: &RunOptions) -> Result<u8, Error> {
     let id = &options.create.id;
     let Created {
         mut proxy,
-        has_own_terminal,
+        terminal,
     } = create(runtime, &options.create)?;
-    let terminal = has_own_terminal.then(RawTerminal::enter).transpose();
+    let terminal = terminal.map(HostTerminal::make_raw).transpose();
     let started = terminal.map_err(Error::from).and_then(|terminal| {
         let notice = start(runtime, id, options.service_manager.as_deref())?;
         Ok((terminal, notice))

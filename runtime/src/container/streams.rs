@@ -3,10 +3,11 @@
 
 use std::path::PathBuf;
 
-use oci_spec::runtime::Process;
+use oci_spec::runtime::{BoxBuilder, Process};
 
 use super::ContainerError;
 use crate::process_proxy::Streams;
+use crate::process_proxy::foreground::HostTerminal;
 
 /// What a caller says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +43,14 @@ impl Console {
 
     pub(super) fn is_detached(&self) -> bool {
         matches!(self, Self::Detached(_))
+    }
+}
+
+/// Gives a process that is to have the command's own terminal the size of that from the start.
+pub(super) fn fit(process: &mut Process, terminal: Option<&HostTerminal>) {
+    if let Some(size) = terminal.and_then(HostTerminal::size) {
+        let size = BoxBuilder::default().height(size.rows).width(size.columns);
+        process.set_console_size(size.build().ok());
     }
 }
 

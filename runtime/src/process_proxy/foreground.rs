@@ -1,7 +1,8 @@
 //! A command that stays in the foreground while its process runs: it hands on the signals that it gets, and ends as
 //! the process does.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Child;
 
@@ -11,9 +12,10 @@ use nix::sys::signal::SigSet;
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
-use super::ProxyError;
 use super::signals::is_for_process;
+use super::{ProxyError, Streams};
 use crate::process_identity::ProcessIdentity;
+use crate::sys::{self, WindowSize};
 
 /// Signals held back from the time a command begins to make a process until that has ended, so that none ends the
 /// command half-way.
@@ -86,37 +88,76 @@ fn to_forward(info: &siginfo) -> Option<i32> {
     (sent_by_process && is_for_process(number)).then_some(number)
 }
 
-/// The terminal of this process in raw mode, until this is dropped. Without a terminal it is nothing.
+/// The terminal at which a command runs in the foreground: the one that standard error, output or input is, or, with all of
+/// them redirected, the controlling one, as with runc.
 #[derive(Debug)]
-pub struct RawTerminal {
-    before: Option<Termios>,
+pub struct HostTerminal {
+    terminal: OwnedFd,
 }
 
-impl RawTerminal {
-    /// Makes standard input raw, if it is a terminal.
+impl HostTerminal {
+    /// The one that `streams` are connected to, if they are to one.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn of(streams: &Streams) -> Result<Option<Self>, ProxyError> {
+        (*streams == Streams::Terminal).then(Self::find).transpose()
+    }
+
+    /// Looks for it.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(super) fn find() -> Result<Self, ProxyError> {
+        let (error, output, input) = (io::stderr(), io::stdout(), io::stdin());
+        let streams = [error.as_fd(), output.as_fd(), input.as_fd()];
+        let terminal = match streams.into_iter().find(IsTerminal::is_terminal) {
+            Some(stream) => stream.try_clone_to_owned(),
+            None => File::open("/dev/tty").map(OwnedFd::from),
+        };
+        let terminal = terminal.map_err(ProxyError::NoTerminal)?;
+        Ok(Self { terminal })
+    }
+
+    /// Its size, if it has one.
+    pub fn size(&self) -> Option<WindowSize> {
+        let size = sys::window_size(self.terminal.as_fd()).ok()?;
+        (size != WindowSize::default()).then_some(size)
+    }
+
+    /// Makes it raw, until what this gives is dropped.
     ///
     /// # Errors
     /// The terminal refuses.
-    pub fn enter() -> Result<Self, ProxyError> {
-        let stdin = io::stdin();
-        let Ok(before) = tcgetattr(stdin.as_fd()) else {
-            return Ok(Self { before: None });
-        };
+    pub fn make_raw(self) -> Result<RawTerminal, ProxyError> {
+        let fail = |errno: Errno| ProxyError::host("make the terminal raw")(errno.into());
+        let before = tcgetattr(&self.terminal).map_err(fail)?;
         let mut raw = before.clone();
         cfmakeraw(&mut raw);
-        tcsetattr(stdin.as_fd(), SetArg::TCSADRAIN, &raw)
-            .map_err(|errno| ProxyError::host("make the terminal raw")(errno.into()))?;
-        Ok(Self {
-            before: Some(before),
+        tcsetattr(&self.terminal, SetArg::TCSADRAIN, &raw).map_err(fail)?;
+        Ok(RawTerminal {
+            terminal: self.terminal,
+            before,
         })
     }
 }
 
+impl From<HostTerminal> for OwnedFd {
+    fn from(host: HostTerminal) -> Self {
+        host.terminal
+    }
+}
+
+/// A terminal in raw mode, until this is dropped.
+#[derive(Debug)]
+pub struct RawTerminal {
+    terminal: OwnedFd,
+    before: Termios,
+}
+
 impl Drop for RawTerminal {
     fn drop(&mut self) {
-        if let Some(before) = &self.before
-            && let Err(error) = tcsetattr(io::stdin().as_fd(), SetArg::TCSADRAIN, before)
-        {
+        if let Err(error) = tcsetattr(&self.terminal, SetArg::TCSADRAIN, &self.before) {
             tracing::warn!(%error, "the terminal stays raw");
         }
     }

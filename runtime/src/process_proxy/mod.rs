@@ -67,6 +67,9 @@ pub enum ProxyError {
     /// It ended, or does not answer.
     #[error("the process proxy ended or does not answer")]
     Lost(#[source] io::Error),
+    /// A command in the foreground has no terminal to give to its process.
+    #[error("open /dev/tty")]
+    NoTerminal(#[source] io::Error),
     /// The receiver of a terminal does not take it.
     #[error("console socket {}: {operation}", path.display())]
     ConsoleSocket {

@@ -15,6 +15,7 @@ use nix::sys::signalfd::SignalFd;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use super::first_thread::{FirstThread, run_beside};
+use super::foreground::HostTerminal;
 use super::inherited::{FileKind, Inherited};
 use super::messages::{Attach, FromProxy, Setup, Streams, ToProxy};
 use super::processes::Processes;
@@ -129,7 +130,15 @@ struct Held {
 /// The process's streams on the host, open.
 enum HostStreams {
     Standard,
-    Terminal { input: OwnedFd, output: OwnedFd },
+    Terminal(Terminal),
+}
+
+/// A terminal in the guest, as the host has it.
+struct Terminal {
+    input: OwnedFd,
+    output: OwnedFd,
+    /// Asked for its size.
+    host: OwnedFd,
 }
 
 impl Held {
@@ -146,17 +155,19 @@ impl Held {
         }
         let streams = match &setup.streams {
             Streams::Standard => HostStreams::Standard,
-            Streams::Terminal => HostStreams::Terminal {
+            Streams::Terminal => HostStreams::Terminal(Terminal {
                 input: duplicate(io::stdin().as_fd())?,
                 output: duplicate(io::stdout().as_fd())?,
-            },
+                host: HostTerminal::find()?.into(),
+            }),
             Streams::Console { socket, size } => {
                 let slave = console::open(socket, *size)?;
                 take_for_standard(slave.as_fd())?;
-                HostStreams::Terminal {
+                HostStreams::Terminal(Terminal {
                     input: duplicate(slave.as_fd())?,
-                    output: slave,
-                }
+                    output: duplicate(slave.as_fd())?,
+                    host: slave,
+                })
             }
         };
         Ok(Self {
@@ -191,9 +202,8 @@ impl Held {
                 stdout: open(StreamKind::Stdout)?,
                 stderr: open(StreamKind::Stderr)?,
             },
-            HostStreams::Terminal { input, output } => Connected::Terminal {
-                input,
-                output,
+            HostStreams::Terminal(terminal) => Connected::Terminal {
+                terminal,
                 stream: open(StreamKind::Terminal)?,
             },
         };
@@ -245,8 +255,7 @@ enum Connected {
         stderr: UnixStream,
     },
     Terminal {
-        input: OwnedFd,
-        output: OwnedFd,
+        terminal: Terminal,
         stream: UnixStream,
     },
 }
@@ -394,14 +403,10 @@ fn carry(streams: &Connected, origin: Moment) -> Result<Vec<Output>, ProxyError>
                 Output::carry("stderr", clone(stderr)?, sinks.1, || {}).map_err(host())?,
             ])
         }
-        Connected::Terminal {
-            input,
-            output,
-            stream,
-        } => {
+        Connected::Terminal { terminal, stream } => {
             let clone = || stream.try_clone().map_err(host());
-            carry_input(duplicate(input.as_fd())?, clone()?).map_err(host())?;
-            let output = duplicate(output.as_fd())?;
+            carry_input(duplicate(terminal.input.as_fd())?, clone()?).map_err(host())?;
+            let output = duplicate(terminal.output.as_fd())?;
             Ok(vec![
                 Output::carry_terminal(clone()?, output, first_output).map_err(host())?,
             ])
@@ -414,7 +419,7 @@ impl Connected {
     fn terminal(&self) -> Option<OwnedFd> {
         match self {
             Self::Standard { .. } => None,
-            Self::Terminal { input, .. } => input.try_clone().ok(),
+            Self::Terminal { terminal, .. } => terminal.host.try_clone().ok(),
         }
     }
 
