@@ -73,6 +73,7 @@ fn words_that_make_no_sense() {
         ] {
             expect(runtime, command, 1, "");
         }
+        expect(runtime, "nonsense", 3, "");
     });
 }
 
@@ -108,7 +109,8 @@ fn each_verb_in_each_state() {
 
         expect(runtime, "pause c", 0, "");
         assert_eq!(runtime.state("c")["status"], "paused");
-        expect(runtime, "pause c", 1, "");
+        expect(runtime, "pause c", 1, "container not running");
+        expect(runtime, "start c", 1, "in the paused state");
         expect(
             runtime,
             "exec c true",
@@ -116,10 +118,11 @@ fn each_verb_in_each_state() {
             "cannot exec in a paused container",
         );
         expect(runtime, "resume c", 0, "");
-        expect(runtime, "resume c", 1, "not paused");
+        expect(runtime, "resume c", 1, "container not paused");
         assert_eq!(runtime.state("c")["status"], "running");
 
         expect(runtime, "kill c 0", 0, "");
+        let _ = runtime.hull(&["kill", "c", ""]).expect(0);
         expect(runtime, "kill c NOSUCH", 1, "unknown signal");
         expect(runtime, "kill c 99", 1, "");
         expect(runtime, "kill --all c KILL", 0, "");
@@ -138,7 +141,7 @@ fn each_verb_in_each_state() {
             1,
             "cannot start a container that has stopped",
         );
-        expect(runtime, "pause c", 1, "not running");
+        expect(runtime, "pause c", 1, "container not running");
         expect(runtime, "update --memory 64m c", 1, "container not running");
         expect(runtime, "ps c", 0, "");
         expect(runtime, "delete c", 0, "");

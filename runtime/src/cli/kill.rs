@@ -13,14 +13,18 @@ pub(super) struct Arguments {
     all: bool,
     /// The container's id
     id: String,
-    /// A number or a name
-    #[arg(default_value = "SIGTERM")]
+    /// A number or a name; SIGTERM if it is empty
+    #[arg(default_value = "")]
     signal: String,
 }
 
 pub(super) fn run(runtime: &Runtime, arguments: &Arguments) -> anyhow::Result<u8> {
     let id = container_id(&arguments.id)?;
-    let signal = parse_signal(&arguments.signal).map_err(hull_runtime::Error::from)?;
+    let signal = match arguments.signal.as_str() {
+        "" => "SIGTERM",
+        signal => signal,
+    };
+    let signal = parse_signal(signal).map_err(hull_runtime::Error::from)?;
     kill(runtime, &id, signal, arguments.all)?;
     Ok(0)
 }

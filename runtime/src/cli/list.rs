@@ -38,7 +38,7 @@ pub(super) fn run(runtime: &Runtime, arguments: &Arguments) -> anyhow::Result<u8
     Ok(0)
 }
 
-/// Columns as wide as what is in them, three spaces apart, as runc has it.
+/// Columns of 12 characters, or as wide as what is in them and three spaces apart, as runc has it.
 fn table(states: &[State]) -> String {
     let header = ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(String::from);
     let rows = states.iter().map(|state| {
@@ -55,7 +55,8 @@ fn table(states: &[State]) -> String {
     let mut text = String::new();
     for row in &rows {
         for (column, cell) in row.iter().enumerate() {
-            let width = rows.iter().map(|row| row[column].len()).max().unwrap_or(0) + 3;
+            let widest = rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+            let width = (widest + 3).max(12);
             text.push_str(&format!("{cell:<width$}"));
         }
         text.truncate(text.trim_end().len());

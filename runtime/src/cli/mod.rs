@@ -50,7 +50,7 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
 
 /// Runs containers, each pod of them in its own virtual machine.
 #[derive(Parser)]
-#[command(name = "hull", version = VERSION.as_str(), disable_version_flag = true, disable_help_subcommand = true)]
+#[command(name = "hull", version = VERSION.as_str(), disable_version_flag = true, disable_help_subcommand = true, arg_required_else_help = true)]
 struct Cli {
     /// Print the version
     #[arg(short, long, action = ArgAction::Version)]
@@ -134,7 +134,7 @@ pub(crate) fn main() -> ExitCode {
         Err(error) => {
             // --help and --version are "errors" that succeed. Nobody may read either.
             let _ = error.print();
-            return if error.use_stderr() { 1 } else { 0 }.into();
+            return usage_code(error.kind()).into();
         }
     };
     let (name, failure_code) = cli.verb.about();
@@ -159,6 +159,18 @@ pub(crate) fn main() -> ExitCode {
                 .map_or(failure_code, |error| error.exit_code(failure_code));
             code.into()
         }
+    }
+}
+
+/// What runc exits with for words that name nothing to do.
+fn usage_code(kind: clap::error::ErrorKind) -> u8 {
+    use clap::error::ErrorKind;
+    match kind {
+        ErrorKind::DisplayHelp
+        | ErrorKind::DisplayVersion
+        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => 0,
+        ErrorKind::InvalidSubcommand => 3,
+        _ => 1,
     }
 }
 

@@ -17,7 +17,7 @@ pub fn pause(runtime: &Runtime, id: &ContainerId) -> Result<(), Error> {
         id,
         Status::Running,
         Lifecycle::Paused,
-        "cannot pause a container that is not running",
+        "container not running",
     )
 }
 
@@ -31,7 +31,7 @@ pub fn resume(runtime: &Runtime, id: &ContainerId) -> Result<(), Error> {
         id,
         Status::Paused,
         Lifecycle::Started,
-        "cannot resume a container that is not paused",
+        "container not paused",
     )
 }
 

@@ -40,7 +40,8 @@ pub fn start(
             status,
             problem: match status {
                 Status::Stopped => "cannot start a container that has stopped",
-                Status::Running | Status::Paused => "cannot start an already running container",
+                Status::Running => "cannot start an already running container",
+                Status::Paused => "cannot start a container in the paused state",
                 Status::Creating | Status::Created => "cannot start a container",
             },
         }
