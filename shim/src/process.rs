@@ -225,6 +225,13 @@ pub(crate) async fn end_of(process: ProcessIdentity) {
     }
 }
 
+/// When something ended that has not: Go's zero time, as runc's shim has it. containerd takes none for the year 1970.
+pub(crate) fn never() -> Timestamp {
+    let mut timestamp = Timestamp::new();
+    timestamp.seconds = -62_135_596_800;
+    timestamp
+}
+
 /// As protobuf has it.
 pub(crate) fn timestamp(at: SystemTime) -> Timestamp {
     let since = at

@@ -26,7 +26,7 @@ use crate::container::{Container, blocking};
 use crate::error::Error;
 use crate::events::Publisher;
 use crate::metrics;
-use crate::process::{Exit, Process, proxy_end, timestamp};
+use crate::process::{Exit, Process, never, proxy_end, timestamp};
 use crate::stdio::StreamNames;
 
 /// How long the end of a process may be held back for what its terminal still says.
@@ -350,6 +350,7 @@ impl Task for TaskService {
         response.stdout.clone_from(&process.names.stdout);
         response.stderr.clone_from(&process.names.stderr);
         response.terminal = process.names.terminal;
+        response.exited_at = Some(never()).into();
         if let Some(exit) = process.ended() {
             response.exit_status = exit.status;
             response.exited_at = Some(timestamp(exit.at)).into();

@@ -180,6 +180,11 @@ fn exec_with_each_option() {
         expect(runtime, "exec c", 255, "process args cannot be empty");
         expect(runtime, "exec --process /nowhere c", 255, "/nowhere");
         expect(runtime, "exec --user nobody c id", 255, "nobody");
+        let no_user = "uids and gids must be in range";
+        expect(runtime, "exec --user 4294967295 c id", 255, no_user);
+        expect(runtime, "exec --user 1:4294967295 c id", 255, no_user);
+        let nowhere = "set in config.json failed: no such file or directory";
+        expect(runtime, "exec --cwd /nowhere c id", 255, nowhere);
 
         let pid_file = bundle.path().join("pid");
         // The process keeps the streams of the command for its own.
@@ -362,11 +367,13 @@ fn short_options_and_the_other_forms_of_output() {
             expect(runtime, bad, 1, "");
         }
         let mut process = bundle.config()["process"].clone();
-        process["args"] = json!(["sh", "-c", "echo from a file; exit 4"]);
+        process["args"] = json!(["sh", "-c", "grep CapEff /proc/self/status; exit 4"]);
+        process.as_object_mut().unwrap().remove("capabilities");
         let file = bundle.path().join("process.json");
         std::fs::write(&file, process.to_string()).unwrap();
         let text = expect(runtime, &format!("exec -p {} c", file.display()), 4, "");
-        assert_eq!(text, "from a file\n");
+        let own = expect(runtime, "exec c grep CapEff /proc/self/status", 0, "");
+        assert_eq!(text, own);
         let text = expect(runtime, "exec -e A=1 -u 5:6 -c CAP_NET_ADMIN c env", 0, "");
         assert!(text.contains("A=1\n"), "{text}");
 

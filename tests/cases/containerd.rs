@@ -26,14 +26,15 @@ fn a_program_has_its_streams_environment_mounts_and_exit_code() {
     );
     // ctr does not tell of the end of an input that is there at once.
     let script =
-        "read line; echo $line; cat /shared/file; echo $WORD; grep Seccomp: /proc/self/status
+        "read line; echo $line; cat /shared/file; echo $WORD; grep Seccomp: /proc/self/status; grep -c /empty /proc/mounts
                   echo complaint >&2; echo > /shared/no; exit 3";
     let snapshotter = ["--snapshotter", "native"];
     let options = ["--seccomp", "--env", "WORD=told", "--mount", &mount];
-    let options = [&snapshotter[..], &options].concat();
+    let empty = ["--mount", "type=tmpfs,dst=/empty"];
+    let options = [&snapshotter[..], &options, &empty].concat();
     let mut command = containerd.foreground(&options, &["sh", "-c", script]);
     let finished = finish(&mut command, b"words\n".to_vec()).expect(3);
-    assert_eq!(finished.text(), "words\nshared\ntold\nSeccomp:\t2\n");
+    assert_eq!(finished.text(), "words\nshared\ntold\nSeccomp:\t2\n1\n");
     assert!(finished.stderr.contains("complaint\n"), "{finished:?}");
     assert!(finished.stderr.contains("Read-only"), "{finished:?}");
 

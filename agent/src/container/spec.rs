@@ -176,6 +176,7 @@ pub fn for_guest(json: &[u8], id: &str, guest: &Guest) -> Result<GuestSpec, Spec
         .process()
         .clone()
         .ok_or(SpecError::Missing("process"))?;
+    name_sources(&mut spec);
     let readonly_mounts = take_readonly_mounts(&mut spec);
     let (process, payload) = for_process(process, seccomp, start_hooks, readonly_mounts)?;
     let terminal = process.terminal().unwrap_or(false);
@@ -280,11 +281,20 @@ fn refuse_notify(profile: &LinuxSeccomp) -> Result<(), SpecError> {
     Ok(())
 }
 
+/// Gives mounts that come from nowhere, such as a tmpfs, the name of their type for a source, which may be missing
+/// (runtime specification, § Mounts) and which `libcontainer` asks for.
+fn name_sources(spec: &mut Spec) {
+    for mount in spec.mounts_mut().iter_mut().flatten() {
+        if mount.source().is_none() {
+            mount.set_source(mount.typ().as_ref().map(PathBuf::from));
+        }
+    }
+}
+
 /// Leaves `/dev` and every tmpfs writable while the rest of the mounts are made, and says which are to be read-only then.
 fn take_readonly_mounts(spec: &mut Spec) -> Vec<PathBuf> {
-    let mut mounts = spec.mounts().clone().unwrap_or_default();
     let mut readonly = Vec::new();
-    for mount in &mut mounts {
+    for mount in spec.mounts_mut().iter_mut().flatten() {
         let is_later =
             mount.typ().as_deref() == Some("tmpfs") || mount.destination() == Path::new("/dev");
         let mut options = mount.options().clone().unwrap_or_default();
@@ -294,7 +304,6 @@ fn take_readonly_mounts(spec: &mut Spec) -> Vec<PathBuf> {
             readonly.push(mount.destination().clone());
         }
     }
-    spec.set_mounts(Some(mounts));
     readonly
 }
 

@@ -24,6 +24,7 @@ use hull_agent_protocol::stdio;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
@@ -313,7 +314,7 @@ fn make(request: &Request, files: i32) -> Result<(i32, Option<OwnedFd>), Failure
                 master.map_err(|error| other("receive the terminal", &error))?,
             ))
         }
-        Err(error) => Err(notes.failure(&error)),
+        Err(error) => Err(notes.failure(&error, request.process.as_ref())),
     }
 }
 
@@ -398,14 +399,18 @@ impl Notes {
         })
     }
 
-    fn failure(&self, error: &LibcontainerError) -> Failure {
+    fn failure(&self, error: &LibcontainerError, process: Option<&OciProcess>) -> Failure {
         let refusal = waiting(&self.refusals.0);
         if let Ok(refusal) = serde_json::from_slice(&refusal) {
             return refusal;
         }
-        let mut message = with_causes(error);
         let log = waiting(&self.log);
-        for line in String::from_utf8_lossy(&log).lines() {
+        let log = String::from_utf8_lossy(&log);
+        if let Some(failure) = process.and_then(|process| no_directory(&log, process)) {
+            return failure;
+        }
+        let mut message = with_causes(error);
+        for line in log.lines() {
             // Each process of `libcontainer` logs what it heard from the next one; only what is new counts.
             if line.split(": ").all(|part| message.contains(part))
                 || line.starts_with("failed to wait")
@@ -417,6 +422,21 @@ impl Notes {
         }
         Failure::Other(message.chars().take(MAX_REPLY / 8).collect())
     }
+}
+
+/// Says as runc does that a process cannot be where it is to be, of which `libcontainer` logs an errno's name.
+fn no_directory(log: &str, process: &OciProcess) -> Option<Failure> {
+    let prefix = "failed to chdir e=";
+    let name = log.lines().find_map(|line| line.strip_prefix(prefix))?;
+    let reason = (1..=libc::EHWPOISON)
+        .map(Errno::from_raw)
+        .find(|errno| format!("{errno:?}") == name)
+        .map_or(name, |errno| errno.desc())
+        .to_lowercase();
+    Some(Failure::Other(format!(
+        "chdir to cwd ({:?}) set in config.json failed: {reason}",
+        process.cwd()
+    )))
 }
 
 /// What is in a pipe now.
