@@ -87,7 +87,12 @@ impl Bundle {
             path: directory.into(),
             source,
         })?;
-        let spec: Spec = read_json(&directory.join("config.json"))?;
+        let mut spec: Spec = read_json(&directory.join("config.json"))?;
+        for mount in spec.mounts_mut().iter_mut().flatten() {
+            // One that is relative is so to `/` (config.md "Mounts").
+            let destination = Path::new("/").join(mount.destination());
+            mount.set_destination(destination);
+        }
         let process = validate::validate(&spec)?;
         let root = validate::root(&spec)?;
         let path = directory.join(root.path());
@@ -144,11 +149,7 @@ pub fn read_spec(directory: &Path) -> Result<Spec, BundleError> {
 /// See [`BundleError`].
 pub fn read_process(path: &Path) -> Result<Process, BundleError> {
     let mut json: Value = read_json(path)?;
-    if let Some(fields) = json.as_object_mut() {
-        // As with runc, where nobody is named it is root.
-        let user = fields.entry("user");
-        user.or_insert_with(|| serde_json::json!({ "uid": 0, "gid": 0 }));
-    }
+    name_user(&mut json);
     drop_unknown_capabilities(&mut json);
     let process = serde_json::from_value(json).map_err(|source| BundleError::Parse {
         path: path.into(),
@@ -164,7 +165,10 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, BundleErr
         source,
     })?;
     let parsed = serde_json::from_slice(&bytes).or_else(|error| {
-        let mut json = serde_json::from_slice(&bytes)?;
+        let mut json: Value = serde_json::from_slice(&bytes)?;
+        if let Some(process) = json.get_mut("process") {
+            name_user(process);
+        }
         drop_unknown_capabilities(&mut json);
         serde_json::from_value(json).map_err(|_| error)
     });
@@ -172,6 +176,14 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, BundleErr
         path: path.into(),
         source,
     })
+}
+
+/// As with runc, where nobody is named it is root.
+fn name_user(process: &mut Value) {
+    if let Some(fields) = process.as_object_mut() {
+        let user = fields.entry("user");
+        user.or_insert_with(|| serde_json::json!({ "uid": 0, "gid": 0 }));
+    }
 }
 
 /// Leaves capabilities out of a configuration, or a process, that nobody here knows: one that cannot be granted is told of,

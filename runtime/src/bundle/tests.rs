@@ -71,6 +71,17 @@ fn versions_of_the_first_major_are_taken() {
 }
 
 #[test]
+fn what_runc_takes_is_taken() {
+    let mut config = with("/mounts", json!([{"destination": "mnt/x"}]));
+    let process = config["process"].as_object_mut().unwrap();
+    process.remove("user");
+    let bundle = load(&config).unwrap();
+    assert_eq!(bundle.process.user().uid(), 0);
+    let mounts = bundle.spec.mounts().as_ref().unwrap();
+    assert_eq!(mounts[0].destination(), Path::new("/mnt/x"));
+}
+
+#[test]
 fn a_rootfs_that_is_not_there_is_named() {
     for path in ["missing", "config.json", "/nonexistent/rootfs"] {
         let error = load(&with("/root/path", json!(path))).unwrap_err();
@@ -88,6 +99,12 @@ fn what_is_missing_or_wrong_is_named() {
         ("/process/args", json!([]), "process.args"),
         ("/process/args", json!(["a\0b"]), "process.args"),
         ("/process/cwd", json!("tmp"), "process.cwd"),
+        ("/process/user/uid", json!(u32::MAX), "process.user"),
+        (
+            "/process/user/additionalGids",
+            json!([1, 1_u32 << 31]),
+            "process.user",
+        ),
         (
             "/hooks",
             json!({"poststop": [{"path": "x"}]}),
@@ -98,7 +115,6 @@ fn what_is_missing_or_wrong_is_named() {
             json!({"prestart": [{"path": "/x", "timeout": 0}]}),
             "hooks.prestart",
         ),
-        ("/mounts", json!([{"destination": "tmp"}]), "mounts"),
     ] {
         let error = load(&with(pointer, value)).unwrap_err();
         assert!(error.to_string().contains(field), "{error}");

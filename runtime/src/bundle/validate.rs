@@ -75,6 +75,18 @@ pub fn validate_process(process: &Process) -> Result<(), BundleError> {
     if !process.cwd().is_absolute() {
         return Err(field("process.cwd", "it must be an absolute path"));
     }
+    // The last one means "as it is" to the kernel, which would leave root.
+    let user = process.user();
+    let groups = user.additional_gids().iter().flatten().copied();
+    if groups
+        .chain([user.uid(), user.gid()])
+        .any(|id| i32::try_from(id).is_err())
+    {
+        return Err(field(
+            "process.user",
+            "uids and gids must be in range 0-2147483647",
+        ));
+    }
     Ok(())
 }
 
@@ -127,10 +139,6 @@ fn hooks(spec: &Spec) -> Result<(), BundleError> {
 
 fn mounts(spec: &Spec) -> Result<(), BundleError> {
     for mount in spec.mounts().iter().flatten() {
-        if !mount.destination().is_absolute() {
-            let problem = format!("{} is not an absolute path", mount.destination().display());
-            return Err(field("mounts.destination", problem));
-        }
         if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
             return Err(unsupported(
                 &format!("mounts: {}", mount.destination().display()),

@@ -155,6 +155,7 @@ impl Arguments {
 fn bytes(text: &str) -> Result<i64, String> {
     let lower = text.to_ascii_lowercase();
     let lower = lower.strip_suffix('b').unwrap_or(&lower);
+    let lower = lower.strip_suffix('i').unwrap_or(lower);
     let (number, shift) = match lower.char_indices().last() {
         Some((at, 'k')) => (&lower[..at], 10),
         Some((at, 'm')) => (&lower[..at], 20),
@@ -185,6 +186,7 @@ mod tests {
             ("1048576", 1 << 20),
             ("512m", 512 << 20),
             ("1GB", 1 << 30),
+            ("64MiB", 64 << 20),
             ("7k", 7 << 10),
             ("9b", 9),
         ] {

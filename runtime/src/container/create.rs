@@ -17,7 +17,6 @@ use std::process::Child;
 use std::time::SystemTime;
 
 use nix::unistd::{Uid, User, gethostname};
-use oci_spec::runtime::LinuxNamespaceType;
 
 use super::placement::{PinnedNamespace, Placement, is_pod_sandbox, resolve_namespace};
 use super::state::{State, Status};
@@ -270,15 +269,10 @@ fn tell_of_sockets(bundle: &mut Bundle, count: usize) {
     }
 }
 
-/// The guest's host name: the container's, or the host's if the container is to have that of its host.
+/// The guest's host name: the container's, or that of the host.
 fn hostname(bundle: &Bundle) -> Result<String, ContainerError> {
     if let Some(hostname) = bundle.spec.hostname() {
         return Ok(hostname.clone());
-    }
-    let linux = bundle.spec.linux().as_ref();
-    let mut namespaces = linux.iter().flat_map(|linux| linux.namespaces()).flatten();
-    if namespaces.any(|namespace| namespace.typ() == LinuxNamespaceType::Uts) {
-        return Ok("hull".into());
     }
     let hostname = gethostname().map_err(|errno| ContainerError::Hostname(errno.into()))?;
     Ok(hostname.to_string_lossy().into_owned())

@@ -232,7 +232,16 @@ fn start(
 
 fn process(record: &ContainerRecord, wanted: &ExecProcess) -> Result<Process, Error> {
     let process = match wanted {
-        ExecProcess::File(path) => return Ok(read_process(path)?),
+        ExecProcess::File(path) => {
+            let mut process = read_process(path)?;
+            if process.capabilities().is_none() {
+                // As with runc, those of the container.
+                let spec = read_spec(&record.bundle)?;
+                let own = spec.process().as_ref();
+                process.set_capabilities(own.and_then(|own| own.capabilities().clone()));
+            }
+            return Ok(process);
+        }
         ExecProcess::Given(process) => (**process).clone(),
         like @ ExecProcess::Like { .. } => {
             let spec = read_spec(&record.bundle)?;
