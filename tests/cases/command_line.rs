@@ -404,6 +404,7 @@ fn limits_and_what_is_used_of_them() {
         expect(runtime, "start c", 0, "");
         for options in [
             "--memory 64m --memory-reservation 32m --memory-swap 64m",
+            "--memory-swap -1",
             "--pids-limit 70",
             "--cpu-period 100000 --cpu-quota 50000",
             "--cpu-share 512 --cpuset-cpus 0",
@@ -411,12 +412,12 @@ fn limits_and_what_is_used_of_them() {
         ] {
             expect(runtime, &format!("update {options} c"), 0, "");
         }
-        let script = "cd /sys/fs/cgroup; cat memory.max memory.low pids.max cpu.max cpuset.cpus";
+        let script = "cd /sys/fs/cgroup; cat memory.max memory.swap.max memory.low pids.max cpu.max cpuset.cpus";
         let limits = || {
             let inside = runtime.hull(&["exec", "c", "sh", "-c", script]);
             inside.expect(0).text()
         };
-        assert_eq!(limits(), "67108864\n33554432\n70\n50000 100000\n0\n");
+        assert_eq!(limits(), "67108864\nmax\n33554432\n70\n50000 100000\n0\n");
         let resources = r#"{"pids":{"limit":60},"memory":{"limit":134217728},"cpu":{"quota":20000,"period":100000}}"#;
         let update = ["update", "-r", "-", "c"];
         let _ = runtime.hull_with_input(&update, resources.into()).expect(0);

@@ -427,6 +427,12 @@ fn limit(resources: &mut LinuxResources, guest: &Guest) {
         // A kernel without swap accounting holds any limit of it.
         if !guest.swap {
             memory.set_swap(None);
+        } else if memory.limit().is_none() && memory.swap() == Some(-1) {
+            // `libcgroups` takes no limit of swap without one of memory.
+            memory.set_swap(None);
+            let mut files = resources.unified().clone().unwrap_or_default();
+            files.insert("memory.swap.max".to_owned(), "max".to_owned());
+            resources.set_unified(Some(files));
         }
     }
 }

@@ -150,23 +150,23 @@ impl Cgroup {
         let limits = &with_unified(limits);
         let mut files = unified::of_vm(limits);
         let mut resources = LinuxResources::default();
+        let mut memory = limits
+            .memory()
+            .as_ref()
+            .map(|own| of_vm(own, vm_memory_mib));
+        if let Some(own) = limits.memory()
+            && let Some(swap) = swap_alone(own)
+            && matches!(get_cgroup_setup(), Ok(CgroupSetup::Unified))
+        {
+            files.insert("memory.swap.max".to_owned(), swap.to_owned());
+            if own.limit().is_none() {
+                memory = memory.map(|mut memory| *memory.set_swap(None));
+            }
+        }
         resources
             .set_cpu(limits.cpu().clone())
             .set_block_io(self.without_absent(limits.block_io().clone())?)
-            .set_memory(
-                limits
-                    .memory()
-                    .as_ref()
-                    .map(|own| of_vm(own, vm_memory_mib)),
-            );
-        if let Some(memory) = limits.memory()
-            && memory.limit().is_some_and(|limit| limit > 0)
-            && memory.swap() == memory.limit()
-            && matches!(get_cgroup_setup(), Ok(CgroupSetup::Unified))
-        {
-            // libcgroups takes no swap at all for a limit that is not set.
-            files.insert("memory.swap.max".to_owned(), "0".to_owned());
-        }
+            .set_memory(memory);
         resources.set_unified(Some(files).filter(|files| !files.is_empty()));
         let limits = ControllerOpt {
             resources: &resources,
@@ -320,6 +320,16 @@ fn beside_own() -> Result<PathBuf, CgroupError> {
     let own = text.lines().find_map(|line| line.strip_prefix("0::"));
     let own = Path::new(own.unwrap_or("/"));
     Ok(own.parent().unwrap_or(own).to_owned())
+}
+
+/// What is written of swap where libcgroups gets it wrong: none at all beside a limit of memory, which it takes for no
+/// limit, and no limit without one of memory, which it refuses.
+fn swap_alone(own: &LinuxMemory) -> Option<&'static str> {
+    match (own.limit(), own.swap()) {
+        (Some(limit @ 1..), Some(swap)) if swap == limit => Some("0"),
+        (None, Some(-1)) => Some("max"),
+        _ => None,
+    }
 }
 
 /// The memory limits of a VM with so much memory, whose container has the limits `own`.
