@@ -1,9 +1,9 @@
 //! Debian's CNI plugins: what they have attached, a container uses; and on the namespace of a live sandbox their
 //! `CHECK` and `DEL` pass.
 //!
-//! With the model tc every `CHECK` passes. With the model bridge those of plugins do not that compare the uplink with what
-//! they have made of it: `bridge` and `ptp` its MAC address, which is another one while the sandbox lives, and `tuning`
-//! whether it is promiscuous, as a bridge's port is.
+//! With the model tc, which such an interface has unless one was chosen, every `CHECK` passes. With the model bridge those
+//! of plugins do not that compare the uplink with what they have made of it: `bridge` and `ptp` its MAC address, which is
+//! another one while the sandbox lives, and `tuning` whether it is promiscuous, as a bridge's port is.
 
 use hull_tests::cni::{Attachment, CniNetwork};
 use hull_tests::command::eventually;
@@ -41,13 +41,17 @@ impl Machine {
     /// Starts a container in the namespace that serves a page at port 8080 and pings `address` from its `own`, and waits
     /// until it has. Its root file system is in what is given back.
     #[must_use]
-    fn run(&self, hull: &Hull, model: &str, own: &str, address: &str) -> Bundle {
+    fn run(&self, hull: &Hull, model: Option<&str>, own: &str, address: &str) -> Bundle {
         let bundle = Bundle::shell(&format!(
             "mkdir /www; echo served > /www/page; httpd -p 8080 -h /www
              ping -c 2 -W 20 -I {own} {address}; echo pinged $?; sleep 1000"
         ))
         .in_netns(&self.container.path())
-        .with(|config| config["annotations"] = json!({ "dev.hull.network.model": model }));
+        .with(|config| {
+            if let Some(model) = model {
+                config["annotations"] = json!({ "dev.hull.network.model": model });
+            }
+        });
         let output = hull.create(&bundle, "cni");
         let _ = hull.hull(&["start", "cni"]).expect(0);
         let mut text = String::new();
@@ -119,7 +123,7 @@ fn bridge_and_all() -> Vec<Value> {
 /// The whole life of an attachment: `ADD`, a container, `CHECK`, `DEL` while the container runs, and its end.
 fn live(
     plugins: &[Value],
-    model: &str,
+    model: Option<&str>,
     target: &str,
     look: impl FnOnce(&Machine, &Attachment<'_>),
 ) {
@@ -149,10 +153,10 @@ fn live(
 }
 
 #[test]
-fn everything_that_is_chained_to_a_bridge_checks_and_deletes_with_tc() {
+fn everything_that_is_chained_to_a_bridge_checks_and_deletes() {
     live(
         &bridge_and_all(),
-        "tc",
+        None,
         "10.88.0.1",
         |machine, attachment| {
             attachment.check_passes();
@@ -168,7 +172,7 @@ fn everything_that_is_chained_to_a_bridge_checks_and_deletes_with_tc() {
 fn with_a_bridge_what_looks_at_the_host_checks_and_everything_deletes() {
     live(
         &bridge_and_all(),
-        "bridge",
+        Some("bridge"),
         "10.88.0.1",
         |machine, attachment| {
             machine.published_port_is_served();
@@ -184,12 +188,12 @@ fn with_a_bridge_what_looks_at_the_host_checks_and_everything_deletes() {
 }
 
 #[test]
-fn a_point_to_point_link_checks_with_tc_and_deletes_with_either_model() {
+fn a_point_to_point_link_checks_unless_bridged_and_deletes_with_either_model() {
     let plugins = [with_ipam(json!({ "type": "ptp", "ipMasq": true }))];
-    live(&plugins, "tc", "10.88.0.1", |_, attachment| {
+    live(&plugins, None, "10.88.0.1", |_, attachment| {
         attachment.check_passes();
     });
-    live(&plugins, "bridge", "10.88.0.1", |_, attachment| {
+    live(&plugins, Some("bridge"), "10.88.0.1", |_, attachment| {
         let (_, verdict) = attachment.check().remove(0);
         let reason = verdict.unwrap_err();
         assert!(reason.contains("Mac"), "{reason}");
@@ -203,7 +207,7 @@ fn routes_by_source_are_the_guests_and_delete_with_either_model() {
         let mut plugins = bridge_and_all();
         plugins.truncate(1);
         plugins.push(json!({ "type": "sbr" }));
-        live(&plugins, model, "10.88.0.1", |machine, attachment| {
+        live(&plugins, Some(model), "10.88.0.1", |machine, attachment| {
             let rules = machine.container.ip("rule");
             assert!(rules.contains("lookup 100"), "{rules}");
             let address = &attachment.addresses()[0];
@@ -219,7 +223,7 @@ fn a_macvlan_checks_and_deletes() {
     let plugins = [in_neighbours_network(
         json!({ "type": "macvlan", "master": "wire0", "mode": "bridge" }),
     )];
-    live(&plugins, "bridge", "10.90.0.1", |machine, attachment| {
+    live(&plugins, None, "10.90.0.1", |machine, attachment| {
         attachment.check_passes();
         let address = &attachment.addresses()[0];
         machine.neighbour.await_answer_of(address);
@@ -231,7 +235,7 @@ fn an_ipvlan_checks_and_deletes() {
     let plugins = [in_neighbours_network(
         json!({ "type": "ipvlan", "master": "wire0", "mode": "l2" }),
     )];
-    live(&plugins, "bridge", "10.90.0.1", |machine, attachment| {
+    live(&plugins, None, "10.90.0.1", |machine, attachment| {
         attachment.check_passes();
         let address = &attachment.addresses()[0];
         machine.neighbour.await_answer_of(address);
@@ -239,12 +243,12 @@ fn an_ipvlan_checks_and_deletes() {
 }
 
 #[test]
-fn a_mac_address_that_tuning_has_set_checks_with_tc() {
+fn a_mac_address_that_tuning_has_set_checks() {
     let plugins = [
         with_ipam(json!({ "type": "bridge", "bridge": "cni0", "isGateway": true })),
         json!({ "type": "tuning", "mac": "02:42:0a:58:00:99", "promisc": true }),
     ];
-    live(&plugins, "tc", "10.88.0.1", |machine, attachment| {
+    live(&plugins, None, "10.88.0.1", |machine, attachment| {
         attachment.check_passes();
         let neighbours = machine.host.ip("neigh show dev cni0");
         assert!(neighbours.contains("02:42:0a:58:00:99"), "{neighbours}");

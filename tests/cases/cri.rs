@@ -11,7 +11,7 @@ use std::fs;
 
 use hull_tests::command::eventually;
 use hull_tests::containerd::Containerd;
-use hull_tests::{LeakCheck, run};
+use hull_tests::{LeakCheck, run, run_ok};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -51,6 +51,13 @@ fn a_pod_of_kubernetes_lives_in_one_vm() {
         == "page\n"));
     cri.exec_ok(&server, "echo shared > /dev/shm/word");
     assert_eq!(cri.exec_ok(&client, "cat /dev/shm/word"), "shared\n");
+
+    // CNI's interface is as CNI has made it.
+    let links = run_ok("nsenter", &["-t", &pod.vmm(), "-n", "ip", "-o", "link"]);
+    assert!(
+        links.contains("hull-tap0") && !links.contains("hull-br0"),
+        "{links}"
+    );
 
     // Each has its own processes, environment and mounts; those change live.
     assert_eq!(

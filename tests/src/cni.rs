@@ -1,21 +1,25 @@
-//! CNI networks, attached to namespaces as container engines do it: the plugins of a list in order, each given the
-//! result of the one before (CNI specification 1.0.0, §2 and §3).
+//! CNI networks, attached to namespaces as container engines do it by libcni: the plugins of a list in order, each given
+//! the result of the one before (CNI specification 1.0.0, §2 and §3), the last of which is remembered until it is detached.
 //!
 //! The plugins run in a namespace of the case's own that stands for the host, so that their bridges, rules and
 //! addresses go with it.
 
+use std::io::ErrorKind;
 use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::Netns;
-use crate::command::{Finished, finish};
+use crate::command::{Finished, finish, undo};
 
 /// Where Debian has the plugins.
 const PLUGINS: &str = "/usr/lib/cni";
 const VERSION: &str = "1.0.0";
+/// Where libcni remembers.
+const RESULTS: &str = "/var/lib/cni/results";
 
 /// A list of plugins.
 #[derive(Debug)]
@@ -80,6 +84,7 @@ impl<'a> CniNetwork<'a> {
             let answer = attachment.call("ADD", plugin).expect(0);
             attachment.result = serde_json::from_slice(&answer.stdout).expect("JSON");
         }
+        attachment.remember();
         attachment
     }
 
@@ -136,6 +141,32 @@ impl Attachment<'_> {
         for plugin in self.network.plugins.iter().rev() {
             let _ = self.call("DEL", plugin).expect(0);
         }
+        self.forget();
+    }
+
+    fn remembered(&self) -> PathBuf {
+        let file = format!("case-{}-{}", self.container.name(), self.interface);
+        Path::new(RESULTS).join(file)
+    }
+
+    fn remember(&self) {
+        let attachment = json!({
+            "kind": "cniCacheV1",
+            "containerId": self.container.name(),
+            "ifName": self.interface,
+            "networkName": "case",
+            "netns": self.container.path(),
+            "result": self.result,
+        });
+        std::fs::create_dir_all(RESULTS).expect("directory");
+        std::fs::write(self.remembered(), attachment.to_string()).expect("file");
+    }
+
+    fn forget(&self) {
+        match std::fs::remove_file(self.remembered()) {
+            Err(error) if error.kind() != ErrorKind::NotFound => panic!("{error}"),
+            _ => {}
+        }
     }
 
     /// The addresses without their prefixes.
@@ -174,6 +205,12 @@ impl Attachment<'_> {
             .env("CNI_IFNAME", self.interface)
             .env("CNI_PATH", PLUGINS);
         finish(&mut program, config.to_string().into_bytes())
+    }
+}
+
+impl Drop for Attachment<'_> {
+    fn drop(&mut self) {
+        undo(|| self.forget());
     }
 }
 

@@ -27,22 +27,12 @@ pub(super) fn options(
     annotations: &HashMap<String, String>,
     vcpus: u8,
 ) -> Result<Options, ConfigError> {
+    let chosen = annotated_model(annotations)?.or(config.network_model);
     Ok(Options {
-        model: annotated_model(annotations)?
-            .or(config.network_model)
-            .unwrap_or_else(|| default_model(annotations)),
+        model: chosen.unwrap_or_default(),
+        chosen: chosen.is_some(),
         queue_pairs: vcpus.clamp(1, MAX_QUEUE_PAIRS).into(),
     })
-}
-
-/// The model where nobody has chosen one. A pod's network is CNI's, whose `CHECK` compares the uplink with what `ADD` has
-/// made: CRI-O asks for it with each look at the pod's status.
-fn default_model(annotations: &HashMap<String, String>) -> Model {
-    if is_of_kubernetes(annotations) {
-        Model::Tc
-    } else {
-        Model::default()
-    }
 }
 
 /// Whether annotations are those of a container of a Kubernetes pod.
@@ -77,43 +67,26 @@ mod tests {
     use super::super::file::ConfigFile;
     use super::*;
 
-    fn model(file: &str, annotation: Option<&str>) -> Result<Model, ConfigError> {
+    /// The model, and whether it is chosen.
+    fn model(file: &str, annotation: Option<&str>) -> Result<(Model, bool), ConfigError> {
         let file = ConfigFile::parse(Path::new("c.toml"), file)?;
         let config = Config::resolve(file, Path::new("/usr"))?;
         let annotations = annotation.map(|name| (MODEL.to_owned(), name.to_owned()));
-        Ok(options(&config, &annotations.into_iter().collect(), 1)?.model)
+        let options = options(&config, &annotations.into_iter().collect(), 1)?;
+        Ok((options.model, options.chosen))
     }
 
     #[test]
     fn an_annotation_overrides_the_configuration() {
-        assert_eq!(model("", None).unwrap(), Model::Bridge);
-        assert_eq!(model("[network]\nmodel = 'tc'", None).unwrap(), Model::Tc);
+        assert_eq!(model("", None).unwrap(), (Model::Bridge, false));
+        let file = "[network]\nmodel = 'tc'";
+        assert_eq!(model(file, None).unwrap(), (Model::Tc, true));
         for (name, chosen) in [
             ("bridge", Model::Bridge),
             ("tc", Model::Tc),
             ("none", Model::None),
         ] {
-            let file = "[network]\nmodel = 'tc'";
-            assert_eq!(model(file, Some(name)).unwrap(), chosen);
-        }
-    }
-
-    #[test]
-    fn a_pod_of_kubernetes_has_the_model_that_cni_can_check_unless_one_is_chosen() {
-        for (name, file, chosen) in [
-            ("io.kubernetes.cri.container-type", "", Model::Tc),
-            ("io.kubernetes.cri-o.ContainerType", "", Model::Tc),
-            (
-                "io.kubernetes.cri-o.ContainerType",
-                "[network]\nmodel = 'bridge'",
-                Model::Bridge,
-            ),
-            ("io.podman.annotations.init", "", Model::Bridge),
-        ] {
-            let config = ConfigFile::parse(Path::new("c.toml"), file).unwrap();
-            let config = Config::resolve(config, Path::new("/usr")).unwrap();
-            let annotations = HashMap::from([(name.to_owned(), "sandbox".to_owned())]);
-            assert_eq!(options(&config, &annotations, 1).unwrap().model, chosen);
+            assert_eq!(model(file, Some(name)).unwrap(), (chosen, true));
         }
     }
 

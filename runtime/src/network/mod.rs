@@ -29,6 +29,7 @@
 //! With the tc model there is no bridge: ingress qdiscs redirect between uplink and tap, and the uplink stays as it
 //! is. CNI's CHECK, which compares its MAC address with the one that it was given, passes with this model only.
 
+mod cni;
 mod discover;
 pub mod embedded_dns;
 mod error;

@@ -4,6 +4,7 @@ use std::fs;
 
 use hull_tests::command::eventually;
 use hull_tests::containerd::{BUSYBOX, Cri};
+use hull_tests::hull::vmm_of;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -54,6 +55,12 @@ impl<'a> Pod<'a> {
             id,
             logs,
         }
+    }
+
+    /// The pid of its VMM.
+    #[track_caller]
+    pub(super) fn vmm(&self) -> String {
+        vmm_of(ROOT.as_ref(), &self.id).to_string()
     }
 
     pub(super) fn address(&self) -> String {

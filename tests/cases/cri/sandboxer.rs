@@ -9,7 +9,7 @@ use hull_tests::command::eventually;
 use hull_tests::containerd::{Containerd, Cri};
 use hull_tests::{LeakCheck, run, run_ok};
 use protobuf::Message;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::pod::{Pod, ROOT};
 
@@ -45,13 +45,6 @@ fn ask_the_shim(containerd: &Containerd, pod: &Pod<'_>) {
     assert!(nic.rx_bytes > 0 && nic.tx_bytes > 0, "{metrics}");
 }
 
-/// The pid of a pod's VMM.
-fn vmm(pod: &Pod<'_>) -> String {
-    let path = format!("{ROOT}/sandboxes/{}/sandbox.json", pod.id);
-    let sandbox: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-    sandbox["vmm"]["pid"].to_string()
-}
-
 fn is_ready(cri: &Cri, pod: &Pod<'_>) -> bool {
     let status = cri.try_call("PodSandboxStatus", &json!({ "podSandboxId": pod.id }));
     // The first of its values is not written. For a moment, a shim that was killed is still asked.
@@ -78,7 +71,7 @@ fn a_pod_is_a_vm_without_a_container_that_holds_it() {
     });
     assert_eq!(run_ok("hull", &["--root", ROOT, "list", "-q"]), "");
     // What stands for the pod is in its network namespace.
-    let vmm = vmm(&pod);
+    let vmm = pod.vmm();
     let addresses = run_ok("nsenter", &["-t", &vmm, "-n", "ip", "-4", "addr"]);
     assert!(addresses.contains(&pod.address()), "{addresses}");
 
@@ -190,7 +183,7 @@ fn a_pod_without_a_container_that_holds_it_outlives_containerd_and_ends_with_its
     assert!(is_ready(&cri, &pod));
     assert_eq!(cri.exec(&second, "exit 6").0, 6);
 
-    run_ok("kill", &["-KILL", &vmm(&pod)]);
+    run_ok("kill", &["-KILL", &pod.vmm()]);
     assert!(eventually(|| !is_ready(&cri, &pod)));
     for container in [&first, &second] {
         assert_eq!(pod.await_exit(container)["exitCode"], 137);
@@ -201,7 +194,7 @@ fn a_pod_without_a_container_that_holds_it_outlives_containerd_and_ends_with_its
     // The shim is killed: containerd has what it served cleaned up.
     let pod = Pod::run_with(&cri, "shimless", &json!({}), |_| {});
     let first = pod.start("first", "sleep 100000", |_| {});
-    let vmm = vmm(&pod);
+    let vmm = pod.vmm();
     let status = run_ok("cat", &[&format!("/proc/{vmm}/status")]);
     let shim = status.lines().find_map(|line| line.strip_prefix("PPid:"));
     run_ok("kill", &["-KILL", shim.unwrap().trim()]);

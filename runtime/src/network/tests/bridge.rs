@@ -55,6 +55,7 @@ fn several_queue_pairs_make_a_multi_queue_tap() {
     let options = super::super::Options {
         model: Model::Bridge,
         queue_pairs: 4,
+        chosen: true,
     };
     let reconciled =
         super::super::reconcile(&lab.pod, &options, &mut state, &mut |_| Ok(())).unwrap();

@@ -13,6 +13,7 @@ use super::super::{Model, Netns, NetworkState, Options, Reconciled, reconcile, u
 pub(super) fn options(model: Model) -> Options {
     Options {
         model,
+        chosen: true,
         queue_pairs: 1,
     }
 }
