@@ -223,11 +223,16 @@ fn a_macvlan_checks_and_deletes() {
     let plugins = [in_neighbours_network(
         json!({ "type": "macvlan", "master": "wire0", "mode": "bridge" }),
     )];
-    live(&plugins, None, "10.90.0.1", |machine, attachment| {
-        attachment.check_passes();
-        let address = &attachment.addresses()[0];
-        machine.neighbour.await_answer_of(address);
-    });
+    live(
+        &plugins,
+        Some("bridge"),
+        "10.90.0.1",
+        |machine, attachment| {
+            attachment.check_passes();
+            let address = &attachment.addresses()[0];
+            machine.neighbour.await_answer_of(address);
+        },
+    );
 }
 
 #[test]
@@ -235,11 +240,16 @@ fn an_ipvlan_checks_and_deletes() {
     let plugins = [in_neighbours_network(
         json!({ "type": "ipvlan", "master": "wire0", "mode": "l2" }),
     )];
-    live(&plugins, None, "10.90.0.1", |machine, attachment| {
-        attachment.check_passes();
-        let address = &attachment.addresses()[0];
-        machine.neighbour.await_answer_of(address);
-    });
+    live(
+        &plugins,
+        Some("bridge"),
+        "10.90.0.1",
+        |machine, attachment| {
+            attachment.check_passes();
+            let address = &attachment.addresses()[0];
+            machine.neighbour.await_answer_of(address);
+        },
+    );
 }
 
 #[test]

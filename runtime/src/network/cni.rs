@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use super::link::Link;
 use super::mac::MacAddress;
 
 /// One JSON file for each attachment, `<network>-<container>-<interface>`.
@@ -33,8 +34,14 @@ struct Interface {
     mac: String,
 }
 
-/// Whether an interface with this name and address is among the attachments that `results` remembers.
-pub(super) fn has_made(results: &Path, name: &str, mac: MacAddress) -> bool {
+/// Whether `link` is among the attachments that `results` remembers.
+pub(super) fn has_made(results: &Path, link: &Link) -> bool {
+    link.mac
+        .is_some_and(|mac| has_attached(results, &link.name, mac))
+}
+
+/// What cannot be read tells of no attachment: whoever asks for a `CHECK` cannot read it either.
+fn has_attached(results: &Path, name: &str, mac: MacAddress) -> bool {
     let Ok(files) = fs::read_dir(results) else {
         return false;
     };
@@ -64,8 +71,8 @@ mod tests {
     fn an_attachment_is_known_by_the_interfaces_name_and_address() {
         let directory = tempfile::tempdir().unwrap();
         let write = |file: &str, text: &str| fs::write(directory.path().join(file), text).unwrap();
-        let known = |name, mac| has_made(directory.path(), name, mac);
-        assert!(!has_made(&directory.path().join("none"), "eth0", MAC));
+        let known = |name, mac| has_attached(directory.path(), name, mac);
+        assert!(!has_attached(&directory.path().join("none"), "eth0", MAC));
         write("net-damaged-eth0", "{");
         write(
             "net-0f3a-eth0",

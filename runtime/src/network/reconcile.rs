@@ -20,7 +20,7 @@ use super::state::{
     index_of_own_name,
 };
 use super::uplink::{self, Refusal, Uplink};
-use super::{cni, guest, sysctl, undo};
+use super::{guest, sysctl, undo};
 
 /// What makes a bridge hand its packets to iptables, where the kernel has that per network namespace.
 const BRIDGE_FILTERS: [&str; 3] = [
@@ -34,8 +34,7 @@ const BRIDGE_FILTERS: [&str; 3] = [
 pub struct Options {
     /// How uplinks are wired.
     pub model: Model,
-    /// Somebody has chosen it. Where nobody has, uplinks that CNI has made are wired by `tc`: its `CHECK` compares them with
-    /// what it made.
+    /// Somebody has chosen it; an uplink that CNI has made may have another where nobody has.
     #[serde(default)]
     pub chosen: bool,
     /// Queue pairs of each NIC: 1, or as many as the sandbox has vCPUs.
@@ -220,7 +219,7 @@ impl Reconciliation<'_, '_> {
         let snapshot = Snapshot::take(self.netlink)?;
         let carriers = uplink::carriers(self.netlink, &snapshot.links)?;
         for link in uplink::without_nic(&snapshot.links, &carriers, &self.state.nics) {
-            let Some(wiring) = model::suited(self.model_of(link), link) else {
+            let Some(wiring) = model::suited(self.options, link) else {
                 continue;
             };
             match self.wire(&snapshot, &carriers, wiring, link) {
@@ -235,16 +234,6 @@ impl Reconciliation<'_, '_> {
             }
         }
         Ok((new_nics, not_carried))
-    }
-
-    /// The model of an uplink that is new.
-    fn model_of(&self, link: &Link) -> Model {
-        let made_by_cni = |mac| cni::has_made(Path::new(cni::RESULTS), &link.name, mac);
-        if !self.options.chosen && link.mac.is_some_and(made_by_cni) {
-            Model::Tc
-        } else {
-            self.options.model
-        }
     }
 
     /// Releases the NICs after the first `known` ones because of `failure`: nobody has been told of them.

@@ -6,6 +6,7 @@
 //! |---|---|---|
 //! | veth, tap, dummy, VXLAN, GENEVE, GRE tap | bridge | tc |
 //! | physical NIC, VLAN, bond, bridge, macvlan, ipvlan in mode l2 or l3, anything else with Ethernet frames | tc | tc |
+//! | made by CNI, where nobody has chosen the model: its `CHECK` compares the uplink with what it has made | tc | tc |
 //! | ipvlan in mode l3s; what has no Ethernet frames (tun, WireGuard) | refused | refused |
 //! | with an ingress qdisc of the user's | as above, but refused where that is tc | refused |
 
@@ -13,12 +14,15 @@ mod bridge;
 mod tc;
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use netlink_packet_route::link::InfoKind;
 
+use super::cni;
 use super::error::Error;
 use super::link::{Link, Links};
 use super::netlink::Netlink;
+use super::reconcile::Options;
 use super::state::{Model, NicState};
 use super::{sysctl, tap};
 
@@ -58,10 +62,11 @@ pub(super) fn wiring(model: Model) -> Option<&'static dyn Wiring> {
     }
 }
 
-/// The wiring of an uplink in a sandbox of a model; nothing for [`Model::None`].
-pub(super) fn suited(model: Model, uplink: &Link) -> Option<&'static dyn Wiring> {
-    match model {
-        Model::Bridge if !bridge::suits(uplink) => wiring(Model::Tc),
+/// The wiring of an uplink in a sandbox with these options; nothing for [`Model::None`].
+pub(super) fn suited(options: &Options, uplink: &Link) -> Option<&'static dyn Wiring> {
+    let is_cnis = || !options.chosen && cni::has_made(Path::new(cni::RESULTS), uplink);
+    match options.model {
+        Model::Bridge if !bridge::suits(uplink) || is_cnis() => wiring(Model::Tc),
         model => wiring(model),
     }
 }

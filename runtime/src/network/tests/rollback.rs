@@ -7,7 +7,7 @@ use super::super::netlink::Netlink;
 use super::super::state::NicState;
 use super::super::{Error, Model, Netns};
 use super::kinds::{KINDS, Kind};
-use super::lab::{Lab, assert_as_before, run};
+use super::lab::{Lab, assert_as_before, options, run};
 
 const FAILS: Step = Step {
     name: "fail",
@@ -32,7 +32,7 @@ fn steps(lab: &Lab, model: Model) -> &'static [Step] {
         .run(|| Netlink::connect().unwrap().link_by_name("eth0").unwrap())
         .unwrap()
         .unwrap();
-    suited(model, &eth0).unwrap().steps()
+    suited(&options(model), &eth0).unwrap().steps()
 }
 
 /// What is kept of `eth0`'s NIC when its first step is about to be taken.
