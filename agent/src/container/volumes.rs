@@ -10,8 +10,8 @@ use oci_spec::runtime::Spec;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use tokio::sync::Mutex;
 
-/// What is asked for beyond it is not remembered any more, see `VALIDITY` of the VMM's file system device.
-const REMEMBERED: Duration = Duration::from_secs(1);
+/// How long the kernel remembers attributes: what the VMM's file system device says.
+const VALIDITY: Duration = Duration::from_secs(1);
 
 /// What a container binds: files, and directories for themselves, not what is in them.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ impl Volumes {
             })
             .await
         };
-        match tokio::time::timeout(REMEMBERED, ask).await {
+        match tokio::time::timeout(VALIDITY, ask).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "looking at volumes ended"),
             Err(_) => tracing::warn!("the host does not answer for a volume"),
